@@ -1,0 +1,165 @@
+"""Envelopes to bytes and back. The only file in `raft` that knows protobuf.
+
+`decode_mail` takes bytes from the network: whatever they are, it returns mail
+or raises `MalformedMail`, and never anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from google.protobuf.message import DecodeError
+
+from raft import messages as m
+from raft import raft_pb2 as pb
+from raft.types import Entry, Kind
+
+PROTOCOL_VERSION = 1
+
+
+class MalformedMail(Exception):
+    """Bytes that are no mail for this replica: damaged, of another version, cluster or group."""
+
+
+def encode_mail(cluster: str, group: int, envelopes: Iterable[m.Envelope]) -> bytes:
+    mail = pb.Mail(version=PROTOCOL_VERSION, cluster=cluster, group=group)
+    for envelope in envelopes:
+        _fill(mail.envelopes.add(), envelope)
+    return mail.SerializeToString()
+
+
+def decode_mail(cluster: str, group: int, data: bytes) -> list[m.Envelope]:
+    """The envelopes in `data`. Raises MalformedMail."""
+    try:
+        mail = pb.Mail.FromString(data)
+    except DecodeError as error:
+        raise MalformedMail(f"{len(data)} bytes are no mail: {error}") from None
+    if mail.version != PROTOCOL_VERSION:
+        raise MalformedMail(f"protocol version {mail.version}, this replica speaks {PROTOCOL_VERSION}")
+    if mail.cluster != cluster or mail.group != group:
+        raise MalformedMail(
+            f"mail for cluster {mail.cluster!r} group {mail.group}, this is {cluster!r} group {group}"
+        )
+    return [_envelope(envelope) for envelope in mail.envelopes]
+
+
+def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
+    target.sender, target.to, target.term = envelope.sender, envelope.to, envelope.term
+    message = envelope.message
+    match message:
+        case m.AppendEntries():
+            append = target.append_entries
+            append.prev_log_index = message.prev_log_index
+            append.prev_log_term = message.prev_log_term
+            append.leader_commit = message.leader_commit
+            append.read_seq = message.read_seq
+            for entry in message.entries:
+                append.entries.add(index=entry.index, term=entry.term, kind=entry.kind, data=entry.data)
+        case m.AppendReply():
+            reply = target.append_reply
+            reply.SetInParent()
+            reply.success = message.success
+            reply.match_index = message.match_index
+            reply.read_seq = message.read_seq
+            reply.rejected_index = message.rejected_index
+            reply.conflict_term = message.conflict_term
+            reply.conflict_index = message.conflict_index
+        case m.RequestVote():
+            target.request_vote.CopyFrom(
+                pb.RequestVote(
+                    pre=message.pre,
+                    last_log_index=message.last_log_index,
+                    last_log_term=message.last_log_term,
+                    transfer=message.transfer,
+                )
+            )
+        case m.RequestVoteReply():
+            target.request_vote_reply.CopyFrom(
+                pb.RequestVoteReply(pre=message.pre, granted=message.granted)
+            )
+        case m.InstallSnapshot():
+            target.install_snapshot.CopyFrom(
+                pb.InstallSnapshot(
+                    last_index=message.last_index,
+                    last_term=message.last_term,
+                    total=message.total,
+                    offset=message.offset,
+                    data=message.data,
+                    crc=message.crc,
+                )
+            )
+        case m.InstallSnapshotReply():
+            target.install_snapshot_reply.CopyFrom(
+                pb.InstallSnapshotReply(
+                    last_index=message.last_index, offset=message.offset, done=message.done
+                )
+            )
+        case m.ReadIndex():
+            target.read_index.CopyFrom(pb.ReadIndex(seq=message.seq))
+        case m.ReadIndexReply():
+            target.read_index_reply.CopyFrom(pb.ReadIndexReply(seq=message.seq, index=message.index))
+        case m.TimeoutNow():
+            target.timeout_now.SetInParent()
+        case _ as never:
+            assert_never(never)
+
+
+def _envelope(envelope: pb.Envelope) -> m.Envelope:
+    return m.Envelope(envelope.sender, envelope.to, envelope.term, _message(envelope))
+
+
+def _message(envelope: pb.Envelope) -> m.Message:
+    match envelope.WhichOneof("message"):
+        case "append_entries":
+            append = envelope.append_entries
+            return m.AppendEntries(
+                append.prev_log_index,
+                append.prev_log_term,
+                _entries(append),
+                append.leader_commit,
+                append.read_seq,
+            )
+        case "append_reply":
+            reply = envelope.append_reply
+            return m.AppendReply(
+                reply.success,
+                reply.match_index,
+                reply.read_seq,
+                reply.rejected_index,
+                reply.conflict_term,
+                reply.conflict_index,
+            )
+        case "request_vote":
+            vote = envelope.request_vote
+            return m.RequestVote(vote.pre, vote.last_log_index, vote.last_log_term, vote.transfer)
+        case "request_vote_reply":
+            return m.RequestVoteReply(envelope.request_vote_reply.pre, envelope.request_vote_reply.granted)
+        case "install_snapshot":
+            chunk = envelope.install_snapshot
+            return m.InstallSnapshot(
+                chunk.last_index, chunk.last_term, chunk.total, chunk.offset, chunk.data, chunk.crc
+            )
+        case "install_snapshot_reply":
+            answer = envelope.install_snapshot_reply
+            return m.InstallSnapshotReply(answer.last_index, answer.offset, answer.done)
+        case "read_index":
+            return m.ReadIndex(envelope.read_index.seq)
+        case "read_index_reply":
+            return m.ReadIndexReply(envelope.read_index_reply.seq, envelope.read_index_reply.index)
+        case "timeout_now":
+            return m.TimeoutNow()
+        case _:
+            raise MalformedMail("an envelope without a message that this version knows")
+
+
+def _entries(append: pb.AppendEntries) -> tuple[Entry, ...]:
+    """The entries, which must follow one another: the core's log asserts it, the border checks it."""
+    try:
+        entries = tuple(Entry(e.index, e.term, Kind(e.kind), e.data) for e in append.entries)
+    except ValueError as error:
+        raise MalformedMail(f"an entry of unknown kind: {error}") from None
+    for offset, entry in enumerate(entries):
+        if entry.index != append.prev_log_index + 1 + offset:
+            raise MalformedMail("entries that do not follow one another")
+    return entries

@@ -1,0 +1,770 @@
+"""The Raft protocol, and nothing else.
+
+A `Raft` is a deterministic machine with no clock, disk, network or chance of
+its own. Facts go in: a tick passed, a message came, a write reached the disk.
+Work comes out when asked for, for many facts at once, as a `Ready`. Names are
+the paper's (Figure 2); comments cite it where the obvious code would be wrong.
+
+Rules for the driver:
+  - carry out a `Ready` in full; messages in it may leave at once,
+  - a `Write` goes to disk in the order given; only then may its `promises`
+    leave, and `written` be called,
+  - `committed` entries are applied in order.
+
+Limits, admitted: the membership is fixed when the replica starts (joint
+consensus has its place in `quorum.py`); a follower asks only its leader for
+entries; there is no log-entry checksum here, since the WAL and the wire have
+theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import assert_never
+
+from raft.errors import Busy, NotLeader, Transferring
+from raft.log import Log
+from raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Envelope,
+    InstallSnapshot,
+    InstallSnapshotReply,
+    Message,
+    ReadIndex,
+    ReadIndexReply,
+    RequestVote,
+    RequestVoteReply,
+    TimeoutNow,
+)
+from raft.progress import Mode, Progress
+from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
+from raft.reads import FollowerReads, LeaderReads, Ticket
+from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a replica behaves. All replicas of a group should share them."""
+
+    election_ticks: int = 14  # a timeout is drawn from [election_ticks, 2 * election_ticks)
+    heartbeat_ticks: int = 2
+    max_append_bytes: int = 1 << 20  # payload of one AppendEntries (one larger entry still goes)
+    window_messages: int = 64  # AppendEntries in flight to one follower
+    window_bytes: int = 8 << 20
+    max_uncommitted_bytes: int = 64 << 20  # beyond: Busy
+    max_waiting_reads: int = 100_000  # beyond: Busy
+    max_apply_bytes: int = 1 << 20  # handed out for applying at once, so that no turn grows long
+    lease_seconds: float = 0.0  # > 0: reads under a leader lease of this length; less than an
+    # election timeout by the margin for clock drift
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """State bound for the disk, and the promises that rest on it.
+
+    Votes and append replies are promises: a crash must not break them. They
+    are part of the write, so a driver cannot send them early (thesis §3.8).
+    """
+
+    hard_state: HardState | None
+    entries: tuple[Entry, ...]
+    promises: tuple[Envelope, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Work for the driver, gathered since the last one."""
+
+    messages: tuple[Envelope, ...]
+    write: Write | None
+    committed: tuple[Entry, ...]
+    reads: tuple[tuple[int, Index], ...]  # (ticket, index that must be applied before answering)
+    failed_reads: tuple[int, ...]  # leadership was lost, or no leader is known
+    snapshots_wanted: tuple[NodeId, ...]  # followers that need a snapshot streamed to them
+    snapshot_mail: tuple[Envelope, ...]  # chunks and answers, after the term rule
+
+
+@dataclass(slots=True)
+class Follower:
+    leader: NodeId = NOBODY
+    reads: FollowerReads = field(default_factory=FollowerReads)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """Also the pre-candidate: `pre` asks whether an election would succeed (thesis §9.6)."""
+
+    pre: bool
+    votes: dict[NodeId, bool] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Leader:
+    """State that lives and dies with one leadership."""
+
+    progress: dict[NodeId, Progress]
+    term_start: Index  # the no-op: once committed, the commit index is known to be current (§8)
+    reads: LeaderReads = field(default_factory=LeaderReads)
+    uncommitted_bytes: int = 0
+    transfer_to: NodeId = NOBODY
+    lease_forfeited: bool = False  # a transfer began: TimeoutNow lets a candidate pass our lease
+
+
+Role = Follower | Candidate | Leader
+
+
+class Raft:
+    """One replica's consensus state. See the module's docstring for how to drive it."""
+
+    def __init__(
+        self,
+        id: NodeId,
+        membership: Membership,
+        log: Log,
+        hard_state: HardState,
+        applied_index: Index,
+        rng: Random,
+        options: Options,
+    ) -> None:
+        assert log.base_index <= applied_index <= log.last_index
+        self.id = id
+        self.membership = membership
+        self._others = [node for node in membership.everyone() if node != id]
+        self.log = log
+        self.options = options
+        self.term: Term = hard_state.term
+        self.voted_for: NodeId = hard_state.voted_for
+        self.commit_index: Index = applied_index
+        self.handed_index: Index = applied_index  # last entry given out in Ready.committed
+        self.role: Role = Follower()
+        self._rng = rng
+        self._now = 0.0
+        self._saved = hard_state
+        self._elapsed = 0  # ticks since the timer was reset; what it times depends on the role
+        self._heartbeat_elapsed = 0
+        self._ticks_since_start = 0
+        self._timeout = self._draw_timeout()
+        self._messages: list[Envelope] = []
+        self._promises: list[Envelope] = []
+        self._released: list[tuple[int, Index]] = []
+        self._failed_reads: list[int] = []
+        self._snapshots_wanted: list[NodeId] = []
+        self._snapshot_mail: list[Envelope] = []
+
+    # ---- what a driver may ask
+
+    @property
+    def leader(self) -> NodeId:
+        """Who leads this term, as far as this replica knows; 0 for nobody."""
+        match self.role:
+            case Leader():
+                return self.id
+            case Follower(leader=leader):
+                return leader
+            case Candidate():
+                return NOBODY
+            case _ as never:
+                assert_never(never)
+
+    @property
+    def is_leader(self) -> bool:
+        return isinstance(self.role, Leader)
+
+    # ---- facts
+
+    def tick(self, now: float) -> None:
+        """One tick passed. `now` is a monotonic clock in seconds, used for leases alone."""
+        self._now = max(self._now, now)
+        self._elapsed += 1
+        self._ticks_since_start += 1
+        match self.role:
+            case Leader() as leader:
+                self._tick_leader(leader)
+            case Follower() as follower:
+                self._retry_follower_read(follower)
+                if self._elapsed >= self._timeout:
+                    self._campaign(pre=True)
+            case Candidate():
+                if self._elapsed >= self._timeout:
+                    self._campaign(pre=True)
+            case _ as never:
+                assert_never(never)
+
+    def propose(self, data: bytes) -> tuple[Index, Term]:
+        """Append a command to the leader's log; it is applied everywhere once it is committed.
+
+        Raises NotLeader, Transferring, or Busy when too many bytes are uncommitted.
+        """
+        match self.role:
+            case Leader() as leader:
+                if leader.transfer_to != NOBODY:
+                    raise Transferring
+                # The first command always fits: a bound must not lock out a single large one.
+                held = leader.uncommitted_bytes
+                if held and held + len(data) > self.options.max_uncommitted_bytes:
+                    raise Busy(f"{held} bytes are uncommitted")
+                return self._append(leader, Kind.COMMAND, data), self.term
+            case _:
+                raise NotLeader(self.leader)
+
+    def read(self, number: int, now: float) -> None:
+        """Ask for the index that must be applied before read `number` may be answered.
+
+        Raises NotLeader where no leader is known, Busy beyond the bound.
+        """
+        self._now = max(self._now, now)
+        self._enqueue_read(Ticket(number))
+
+    def transfer(self, to: NodeId) -> None:
+        """Hand leadership to `to` once it has caught up (thesis §3.10).
+
+        Given up after one election timeout. Raises NotLeader; ValueError for a
+        replica that cannot lead.
+        """
+        if not isinstance(self.role, Leader):
+            raise NotLeader(self.leader)
+        if to not in self.membership.voters:
+            raise ValueError(f"replica {to} is no voter of this group")
+        if to == self.id or self.role.transfer_to == to:
+            return
+        self.role.transfer_to = to
+        self.role.lease_forfeited = True
+        self._elapsed = 0
+        self._maybe_time_out_now(self.role, to)
+
+    def written(self, write: Write) -> None:
+        """The oldest write handed out is durable. The driver sends its promises to others."""
+        self.log.written()
+        for promise in write.promises:
+            if promise.to == self.id:
+                self._deliver(promise)  # our own vote: it counts from the disk on, like any other
+        self._advance_commit()
+
+    def compact(self, to: Index) -> None:
+        """The state machine is durable up to `to`: the log below may go."""
+        assert to <= self.handed_index
+        self.log.compact(to)
+
+    def restore(self, index: Index, term: Term) -> bool:
+        """The state machine now is a snapshot whose last entry is (`index`, `term`).
+
+        Returns whether the log was reset, and so must be on disk as well. A log
+        that holds the entry keeps its suffix (§7); a stale snapshot is the
+        driver's error, asked before by `wants_snapshot`.
+        """
+        assert self.wants_snapshot(index)
+        self.handed_index = index
+        self.commit_index = index
+        if self.log.term_at(index) == term:
+            return False
+        self.log.reset(index, term)
+        return True
+
+    def wants_snapshot(self, index: Index) -> bool:
+        """Whether a snapshot at `index` would bring this replica forward."""
+        return index > self.commit_index
+
+    def snapshot_reported(self, peer: NodeId, index: Index) -> None:
+        """The snapshot stream to `peer` ended: it holds everything up to `index` (0: it failed)."""
+        if isinstance(self.role, Leader) and peer in self.role.progress:
+            progress = self.role.progress[peer]
+            if progress.mode is Mode.SNAPSHOT:
+                progress.matched(index)
+                progress.become_probe()
+
+    def unreachable(self, peer: NodeId) -> None:
+        """The connection to `peer` broke: what was in flight may be lost."""
+        if isinstance(self.role, Leader) and peer in self.role.progress:
+            progress = self.role.progress[peer]
+            if progress.mode is Mode.REPLICATE:
+                progress.become_probe()
+
+    def step(self, envelope: Envelope) -> None:
+        """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message."""
+        if envelope.to == self.id and envelope.sender in self._others:
+            self._deliver(envelope)
+
+    def _deliver(self, envelope: Envelope) -> None:
+        message, sender = envelope.message, envelope.sender
+        if envelope.term > self.term and not self._take_newer_term(envelope):
+            return
+        if envelope.term < self.term:
+            self._answer_older_term(envelope)
+            return
+        match message:
+            case RequestVote():
+                self._on_request_vote(sender, envelope.term, message)
+            case RequestVoteReply():
+                self._on_vote(sender, message)
+            case AppendEntries():
+                self._on_append_entries(sender, message)
+            case AppendReply():
+                self._on_append_reply(sender, message)
+            case InstallSnapshot():
+                # A chunk is word from the leader like any other; its bytes are the driver's.
+                self._hear_leader(sender)
+                self._snapshot_mail.append(envelope)
+            case InstallSnapshotReply():
+                if isinstance(self.role, Leader):
+                    self.role.progress[sender].recently_active = True
+                    self._snapshot_mail.append(envelope)
+            case ReadIndex(seq=seq):
+                # Only the leader can answer; a follower that is wrong about us asks again.
+                # Beyond the bound it is dropped, as if lost.
+                if isinstance(self.role, Leader):
+                    ticket, reads = Ticket(seq, sender), self.role.reads
+                    if ticket not in reads.out and len(reads.waiting) < self.options.max_waiting_reads:
+                        reads.waiting.append(ticket)
+            case ReadIndexReply():
+                self._on_read_index_reply(sender, message)
+            case TimeoutNow():
+                # The leader wants us to lead; no pre-vote, for the others still hear from it.
+                if isinstance(self.role, Follower) and self.membership.is_voter(self.id):
+                    self._campaign(pre=False, transfer=True)
+            case _ as never:
+                assert_never(never)
+
+    def ready(self, now: float) -> Ready:
+        """Drain the work that the facts since the last call have made."""
+        self._now = max(self._now, now)
+        if isinstance(self.role, Leader):
+            self._replicate(self.role)
+        write = self._take_write()
+        ready = Ready(
+            messages=tuple(self._messages),
+            write=write,
+            committed=self._take_committed(),
+            reads=tuple(self._released),
+            failed_reads=tuple(self._failed_reads),
+            snapshots_wanted=tuple(self._snapshots_wanted),
+            snapshot_mail=tuple(self._snapshot_mail),
+        )
+        self._messages.clear()
+        self._released.clear()
+        self._failed_reads.clear()
+        self._snapshots_wanted.clear()
+        self._snapshot_mail.clear()
+        return ready
+
+    def has_more_to_apply(self) -> bool:
+        """Whether `ready` stopped at `max_apply_bytes`."""
+        return self.handed_index < min(self.commit_index, self.log.durable_index)
+
+    # ---- the term rule
+
+    def _take_newer_term(self, envelope: Envelope) -> bool:
+        """A message of a newer term. False if it is to be ignored."""
+        message = envelope.message
+        if isinstance(message, RequestVote):
+            if not message.transfer and self._hears_a_leader():
+                return False  # leader stickiness: no vote against a leader we hear (§6, thesis §4.2.3)
+            if message.pre:
+                return True  # a question about a term, not the term itself
+        if isinstance(message, RequestVoteReply) and message.pre and message.granted:
+            return True  # echoes the term that we asked about
+        self._become_follower(envelope.term)
+        return True
+
+    def _answer_older_term(self, envelope: Envelope) -> None:
+        """Tell a stale leader or candidate our term, lest it waits forever; ignore the rest."""
+        match envelope.message:
+            case RequestVote(pre=pre):
+                self._send(envelope.sender, RequestVoteReply(pre=pre, granted=False))
+            case AppendEntries() | InstallSnapshot():
+                self._send(envelope.sender, AppendReply(success=False, match_index=0, read_seq=0))
+            case _:
+                pass
+
+    def _hears_a_leader(self) -> bool:
+        if self.options.lease_seconds > 0 and self._ticks_since_start < self.options.election_ticks:
+            # A restart forgets whom we heard; a lease may rest on us until a timeout has passed.
+            return True
+        return self.leader != NOBODY and self._elapsed < self.options.election_ticks
+
+    # ---- elections (§5.2)
+
+    def _draw_timeout(self) -> int:
+        return self._rng.randrange(self.options.election_ticks, 2 * self.options.election_ticks)
+
+    def _reset_timer(self) -> None:
+        self._elapsed = 0
+        self._timeout = self._draw_timeout()
+
+    def _become_follower(self, term: Term, leader: NodeId = NOBODY) -> None:
+        if term > self.term:
+            self.term, self.voted_for = term, NOBODY
+        self._fail_reads()
+        self.role = Follower(leader)
+        self._reset_timer()
+
+    def _campaign(self, pre: bool, transfer: bool = False) -> None:
+        self._fail_reads()
+        self._reset_timer()
+        if not self.membership.is_voter(self.id):
+            self.role = Follower()
+            return
+        self.role = Candidate(pre)
+        asked = self.term + 1
+        ballot = RequestVoteReply(pre=pre, granted=True)
+        if pre:
+            self._on_vote(self.id, ballot)  # a pre-vote promises nothing, so it needs no disk
+        else:
+            self.term, self.voted_for = asked, self.id
+            self._promise(self.id, ballot)  # our own vote counts once it is durable
+        if not isinstance(self.role, Candidate) or self.role.pre != pre:
+            return  # a group of one: the pre-vote was won on the spot
+        request = RequestVote(pre, self.log.last_index, self.log.last_term, transfer)
+        for node in self._others:
+            if self.membership.is_voter(node):
+                self._messages.append(Envelope(self.id, node, asked, request))
+
+    def _on_request_vote(self, sender: NodeId, term: Term, message: RequestVote) -> None:
+        up_to_date = self.log.is_up_to_date(message.last_log_index, message.last_log_term)
+        if message.pre:
+            # A pre-vote of our own term comes from one that lags: it learns so from the refusal.
+            granted = up_to_date and term > self.term
+            answer = RequestVoteReply(pre=True, granted=granted)
+            self._messages.append(Envelope(self.id, sender, term if granted else self.term, answer))
+            return
+        free = self.voted_for in (NOBODY, sender) and self.leader in (NOBODY, sender)
+        if free and up_to_date:
+            self.voted_for = sender
+            self._reset_timer()
+            self._promise(sender, RequestVoteReply(pre=False, granted=True))
+        else:
+            self._send(sender, RequestVoteReply(pre=False, granted=False))
+
+    def _on_vote(self, sender: NodeId, message: RequestVoteReply) -> None:
+        if not isinstance(self.role, Candidate) or self.role.pre != message.pre:
+            return  # an answer to a round that is over
+        self.role.votes[sender] = message.granted
+        match tally(self.membership, self.role.votes):
+            case Vote.WON if message.pre:
+                self._campaign(pre=False)
+            case Vote.WON:
+                self._become_leader()
+            case Vote.LOST:
+                self._become_follower(self.term)
+            case Vote.PENDING:
+                pass
+
+    def _become_leader(self) -> None:
+        leader = Leader(
+            progress={node: Progress(next_index=self.log.last_index + 1) for node in self._others},
+            term_start=self.log.last_index + 1,
+        )
+        self.role = leader
+        self._elapsed = 0
+        self._heartbeat_elapsed = 0
+        # Entries of older terms commit with this one, never by counting (§5.4.2, §8).
+        self._append(leader, Kind.NOOP, b"")
+
+    # ---- replication (§5.3)
+
+    def _tick_leader(self, leader: Leader) -> None:
+        if self._elapsed >= self.options.election_ticks:
+            self._elapsed = 0
+            leader.transfer_to = NOBODY  # not done within a timeout: given up, proposals go on
+            active = {node: peer.recently_active for node, peer in leader.progress.items()}
+            if not has_quorum(self.membership, active | {self.id: True}):
+                self._become_follower(self.term)  # CheckQuorum (thesis §6.2)
+                return
+            for peer in leader.progress.values():
+                peer.recently_active = False
+        self._heartbeat_elapsed += 1
+        if self._heartbeat_elapsed >= self.options.heartbeat_ticks:
+            self._broadcast_heartbeat(leader)
+
+    def _broadcast_heartbeat(self, leader: Leader) -> None:
+        self._heartbeat_elapsed = 0
+        if self.options.lease_seconds > 0:
+            leader.reads.mark(self._now)
+        for node, peer in leader.progress.items():
+            peer.probe_sent = False  # what was out is lost or late by now
+            self._send_heartbeat(leader, node, peer)
+
+    def _append(self, leader: Leader, kind: Kind, data: bytes) -> Index:
+        entry = Entry(self.log.last_index + 1, self.term, kind, data)
+        self.log.append([entry])
+        leader.uncommitted_bytes += len(data)
+        return entry.index
+
+    def _replicate(self, leader: Leader) -> None:
+        """Send what flow control allows, and begin the next read round."""
+        new_round = False
+        reads = leader.reads
+        if reads.waiting and self.commit_index >= leader.term_start:
+            if self._lease_holds(leader):
+                released, reads.waiting = reads.waiting, []
+                self._release(released, self.commit_index)
+            elif not reads.out:
+                reads.start_round(self.commit_index, self._now)
+                new_round = True
+        for node, peer in leader.progress.items():
+            sent = self._send_entries(leader, node, peer)
+            if new_round and not sent:
+                self._send_heartbeat(leader, node, peer)
+        if new_round:
+            self._confirm_reads(leader)  # a group of one is its own quorum
+
+    def _send_entries(self, leader: Leader, node: NodeId, peer: Progress) -> bool:
+        """Pipeline entries to one follower. True if any message left."""
+        options, sent = self.options, False
+        while peer.next_index <= self.log.last_index and peer.may_send(
+            options.window_messages, options.window_bytes
+        ):
+            prev_index = peer.next_index - 1
+            prev_term = self.log.term_at(prev_index)
+            if prev_term is None:
+                peer.become_snapshot(self.log.base_index)
+                self._snapshots_wanted.append(node)
+                break
+            entries = self.log.slice(peer.next_index, self.log.last_index + 1, options.max_append_bytes)
+            message = AppendEntries(prev_index, prev_term, entries, self.commit_index, leader.reads.seq)
+            self._send(node, message)
+            peer.sent(entries[-1].index, sum(len(entry.data) for entry in entries))
+            sent = True
+        return sent
+
+    def _send_heartbeat(self, leader: Leader, node: NodeId, peer: Progress) -> None:
+        """An empty append. It also finds out whether the entries before it arrived."""
+        prev_index = peer.next_index - 1
+        prev_term = self.log.term_at(prev_index)
+        if peer.mode is Mode.SNAPSHOT or prev_term is None:
+            prev_index, prev_term = 0, 0  # matches everywhere: nothing is asked of the log
+        self._send(node, AppendEntries(prev_index, prev_term, (), self.commit_index, leader.reads.seq))
+
+    def _hear_leader(self, sender: NodeId) -> None:
+        """Word from the leader of our term: follow it, and start the clock anew."""
+        assert not isinstance(self.role, Leader), f"two leaders in term {self.term}"
+        if isinstance(self.role, Candidate) or self.role.leader != sender:
+            self._become_follower(self.term, sender)
+        else:
+            self._reset_timer()
+
+    def _on_append_entries(self, sender: NodeId, message: AppendEntries) -> None:
+        self._hear_leader(sender)
+        prev_index, prev_term, entries = message.prev_log_index, message.prev_log_term, message.entries
+        if prev_index < self.log.base_index:
+            # What our snapshot covers is committed, hence equal to the leader's.
+            entries = entries[self.log.base_index - prev_index :]
+            prev_index, prev_term = self.log.base_index, self.log.base_term
+        if self.log.term_at(prev_index) != prev_term:
+            self._send(sender, self._rejection(prev_index, message.read_seq))
+            return
+        for position, entry in enumerate(entries):
+            if self.log.term_at(entry.index) != entry.term:
+                # Only a conflict truncates: an old or repeated append must not cut
+                # entries that came after it (§5.3, Figure 2 step 3).
+                if entry.index <= self.log.last_index:
+                    assert entry.index > self.commit_index, "a committed entry conflicts with the leader's"
+                    self.log.truncate(entry.index)
+                self.log.append(entries[position:])
+                break
+        match_index = prev_index + len(entries)
+        self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
+        if message.entries and match_index > self.log.durable_index:
+            self._promise(sender, AppendReply(True, match_index, message.read_seq))
+        else:
+            # A heartbeat is answered past a slow disk, but only for what is on it.
+            durable = min(match_index, self.log.durable_index)
+            self._send(sender, AppendReply(True, durable, message.read_seq))
+
+    def _rejection(self, prev_index: Index, read_seq: int) -> AppendReply:
+        """Where our log parts from the leader's, by term rather than by entry (§5.3)."""
+        conflict_term = self.log.term_at(prev_index)
+        if conflict_term is None:
+            return AppendReply(False, 0, read_seq, prev_index, 0, self.log.last_index + 1)
+        first = self.log.first_index_of_term_at(prev_index)
+        return AppendReply(False, 0, read_seq, prev_index, conflict_term, first)
+
+    def _on_append_reply(self, sender: NodeId, message: AppendReply) -> None:
+        if not isinstance(self.role, Leader):
+            return
+        leader = self.role
+        peer = leader.progress[sender]
+        peer.recently_active = True
+        if message.read_seq > peer.read_seq:
+            peer.read_seq = message.read_seq
+            peer.confirmed_at = max(peer.confirmed_at, leader.reads.sent_at.get(message.read_seq, 0.0))
+            self._confirm_reads(leader)
+        if message.success:
+            self._on_match(leader, sender, peer, message.match_index)
+        elif message.rejected_index > 0:
+            self._on_conflict(peer, message)
+
+    def _on_match(self, leader: Leader, sender: NodeId, peer: Progress, match_index: Index) -> None:
+        news = peer.matched(match_index)
+        if peer.mode is Mode.PROBE or (
+            peer.mode is Mode.SNAPSHOT and peer.match_index >= peer.snapshot_index
+        ):
+            peer.become_replicate()
+        if news:
+            self._advance_commit()
+        if leader.transfer_to == sender:
+            self._maybe_time_out_now(leader, sender)
+
+    def _on_conflict(self, peer: Progress, message: AppendReply) -> None:
+        """Back up, a term at a time, unless the rejection is old (§5.3)."""
+        rejected = message.rejected_index
+        if peer.mode is Mode.SNAPSHOT or rejected <= peer.match_index:
+            return
+        if peer.mode is Mode.PROBE and rejected != peer.next_index - 1:
+            return
+        if peer.mode is Mode.REPLICATE and rejected >= peer.next_index:
+            return
+        following = message.conflict_index
+        if message.conflict_term:
+            ours = self.log.last_index_of_term(message.conflict_term, rejected)
+            if ours is not None:
+                following = ours + 1
+        peer.become_probe()
+        peer.next_index = max(peer.match_index + 1, min(following, rejected))
+
+    def _advance_commit(self) -> None:
+        """Commit what a quorum stores, if it is of our own term.
+
+        Counting copies of an older term's entry loses a committed write in
+        Figure 8; such entries commit along with the next one of ours (§5.4.2).
+        """
+        if not isinstance(self.role, Leader):
+            return
+        leader = self.role
+        match = {node: peer.match_index for node, peer in leader.progress.items()}
+        match[self.id] = self.log.durable_index
+        index = quorum_index(self.membership, match)
+        if index > self.commit_index and self.log.term_at(index) == self.term:
+            for entry in self.log.slice(self.commit_index + 1, index + 1, 1 << 62):
+                if entry.index >= leader.term_start:
+                    leader.uncommitted_bytes -= len(entry.data)
+            self.commit_index = index
+        assert self.commit_index <= self.log.last_index
+
+    # ---- leadership transfer (thesis §3.10)
+
+    def _maybe_time_out_now(self, leader: Leader, to: NodeId) -> None:
+        if leader.progress[to].match_index == self.log.last_index:
+            self._send(to, TimeoutNow())
+
+    # ---- reads (thesis §6.4)
+
+    def _enqueue_read(self, ticket: Ticket) -> None:
+        match self.role:
+            case Leader() as leader:
+                waiting = leader.reads.waiting
+            case Follower(leader=leader_id, reads=reads) if leader_id != NOBODY:
+                waiting = reads.waiting
+            case _:
+                raise NotLeader(NOBODY)
+        if len(waiting) >= self.options.max_waiting_reads:
+            raise Busy(f"{len(waiting)} reads wait")
+        waiting.append(ticket)
+        if isinstance(self.role, Follower) and not self.role.reads.out:
+            self._ask_read_index(self.role)
+
+    def _ask_read_index(self, follower: Follower) -> None:
+        """What waited becomes the next request to the leader."""
+        reads = follower.reads
+        reads.out, reads.waiting = reads.waiting, []
+        reads.seq = self._rng.getrandbits(62)  # no answer to an earlier request can be taken for it
+        reads.asked_ticks_ago = 0
+        self._send(follower.leader, ReadIndex(reads.seq))
+
+    def _retry_follower_read(self, follower: Follower) -> None:
+        reads = follower.reads
+        reads.asked_ticks_ago += 1
+        if reads.out and follower.leader != NOBODY and reads.asked_ticks_ago >= self.options.heartbeat_ticks:
+            reads.asked_ticks_ago = 0
+            self._send(follower.leader, ReadIndex(reads.seq))
+
+    def _on_read_index_reply(self, sender: NodeId, message: ReadIndexReply) -> None:
+        if not isinstance(self.role, Follower) or self.role.leader != sender:
+            return
+        reads = self.role.reads
+        if not reads.out or message.seq != reads.seq:
+            return
+        released, reads.out = reads.out, []
+        self._release(released, message.index)
+        if reads.waiting:
+            self._ask_read_index(self.role)
+
+    def _lease_holds(self, leader: Leader) -> bool:
+        """Whether no other leader can exist yet, judged by when a quorum's last round was *sent*.
+
+        A pause of this process only makes `now` later, so it can only end a lease.
+        """
+        if self.options.lease_seconds <= 0 or leader.lease_forfeited:
+            return False
+        # Seconds become integers (µs), for quorum_index ranks indexes.
+        times = {node: int(peer.confirmed_at * 1e6) for node, peer in leader.progress.items()}
+        times[self.id] = int(self._now * 1e6)
+        sent = quorum_index(self.membership, times) / 1e6
+        return self._now < sent + self.options.lease_seconds
+
+    def _confirm_reads(self, leader: Leader) -> None:
+        reads = leader.reads
+        seqs = {node: peer.read_seq for node, peer in leader.progress.items()}
+        seqs[self.id] = reads.seq
+        self._release(reads.confirmed(quorum_index(self.membership, seqs)), reads.out_index)
+
+    def _release(self, tickets: list[Ticket], index: Index) -> None:
+        for ticket in tickets:
+            if ticket.asker == NOBODY:
+                self._released.append((ticket.number, index))
+            else:
+                self._send(ticket.asker, ReadIndexReply(ticket.number, index))
+                if isinstance(self.role, Leader):
+                    # The follower must apply up to `index`, and may not know yet that it is committed.
+                    self._send_heartbeat(self.role, ticket.asker, self.role.progress[ticket.asker])
+
+    def _fail_reads(self) -> None:
+        """The role ends: reads that wait in it are answered nowhere."""
+        match self.role:
+            case Leader(reads=reads):
+                tickets = reads.out + reads.waiting
+            case Follower(reads=reads):
+                tickets = reads.everything()
+            case _:
+                tickets = []
+        self._failed_reads.extend(ticket.number for ticket in tickets if ticket.asker == NOBODY)
+
+    # ---- work
+
+    def _send(self, to: NodeId, message: Message) -> None:
+        self._messages.append(Envelope(self.id, to, self.term, message))
+
+    def _promise(self, to: NodeId, message: Message) -> None:
+        """Send once all that was decided until now is on disk."""
+        self._promises.append(Envelope(self.id, to, self.term, message))
+
+    def _take_write(self) -> Write | None:
+        hard_state = HardState(self.term, self.voted_for)
+        changed = hard_state != self._saved
+        if not changed and not self._promises and not self.log.has_unwritten():
+            return None
+        self._saved = hard_state
+        promises, self._promises = tuple(self._promises), []
+        return Write(hard_state if changed else None, self.log.take_unwritten(), promises)
+
+    def _take_committed(self) -> tuple[Entry, ...]:
+        """Committed entries that are on our own disk too: the state machine never runs ahead of the log."""
+        stop = min(self.commit_index, self.log.durable_index)
+        if stop <= self.handed_index:
+            return ()
+        entries = self.log.slice(self.handed_index + 1, stop + 1, self.options.max_apply_bytes)
+        self.handed_index = entries[-1].index
+        return entries
+
+    def check(self) -> None:
+        """All invariants, for tests and simulation."""
+        self.log.check()
+        assert self.log.base_index <= self.handed_index <= self.commit_index <= self.log.last_index
+        assert self.log.last_term <= self.term, "an entry from the future"
+        if isinstance(self.role, Leader):
+            assert self.voted_for == self.id, "a leader voted for itself"
+            assert self.role.uncommitted_bytes >= 0
+            for peer in self.role.progress.values():
+                peer.check()
+                assert peer.match_index <= self.log.last_index, "a follower ahead of its leader"

@@ -1,0 +1,135 @@
+"""Real files behind the disk door: every change is on disk when the call returns.
+
+Writes and syncs run on one thread of their own, off the event loop; there is one
+for each directory, so they keep their order. A failed call is never retried:
+its OSError goes up and stops the replica (DESIGN §3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from raft.errors import DirectoryInUse
+
+T = TypeVar("T")
+TEMPORARY = ".tmp"
+
+
+class RealFile:
+    """An append-only file; see `doors.File`."""
+
+    def __init__(self, descriptor: int, run: ThreadPoolExecutor) -> None:
+        self._descriptor, self._run = descriptor, run
+
+    async def append(self, data: bytes) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
+
+    def _append(self, data: bytes) -> None:
+        _write_all(self._descriptor, data)
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class RealDirectory:
+    """A directory on the real disk; see `doors.Directory`. Holds a lock against a second process.
+
+    Raises DirectoryInUse when another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        _sync_directory(path.parent)
+        self.path = path
+        self._run = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.name}")
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise DirectoryInUse(f"{path} is in use by another process") from None
+        for leftover in path.glob(f"*{TEMPORARY}"):
+            leftover.unlink()  # a replace that a crash cut short: it never happened
+
+    def names(self) -> list[str]:
+        return sorted(
+            entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != "."
+        )
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    async def create(self, name: str, data: bytes) -> RealFile:
+        def create() -> RealFile:
+            return RealFile(self._put(name, data), self._run)
+
+        return await self._on_thread(create)
+
+    async def replace(self, name: str, data: bytes) -> None:
+        def replace() -> None:
+            os.close(self._put(name, data))
+
+        await self._on_thread(replace)
+
+    def _put(self, name: str, data: bytes) -> int:
+        """Write aside, sync, rename, sync the directory: a crash leaves all or nothing."""
+        temporary = self.path / (name + TEMPORARY)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o644)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            temporary.rename(self.path / name)
+            _sync_directory(self.path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    async def truncate(self, name: str, size: int) -> None:
+        def truncate() -> None:
+            descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, size)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+        await self._on_thread(truncate)
+
+    async def remove(self, names: Sequence[str]) -> None:
+        def remove() -> None:
+            for name in names:
+                (self.path / name).unlink()
+            _sync_directory(self.path)
+
+        await self._on_thread(remove)
+
+    def close(self) -> None:
+        """Wait for what is being written, then let the directory go."""
+        self._run.shutdown(wait=True)
+        os.close(self._lock)
+
+    async def _on_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._run, work)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # write(2) may take less than all of it
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

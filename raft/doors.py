@@ -1,0 +1,65 @@
+"""The doors through which the world reaches this code: disk, network, and calls between processes.
+
+Time is the event loop's clock, and chance a `random.Random` handed in. Production
+puts real files and gRPC behind these doors (`disk.py`, `transport.py`, `rpc.py`);
+the simulator puts numbers there, and runs everything else unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from raft.messages import Envelope
+
+
+class File(Protocol):
+    """A file that only grows."""
+
+    async def append(self, data: bytes) -> None:
+        """Durable on return. Raises OSError, after which the file must not be used again:
+        what a failed sync left behind is unknown, and a second sync may lie (fsyncgate)."""
+
+    def close(self) -> None: ...
+
+
+class Directory(Protocol):
+    """One flat directory of files, all of whose changes are durable on return."""
+
+    def names(self) -> list[str]:
+        """The files in it, sorted. Unfinished temporary files are not shown."""
+
+    def read(self, name: str) -> bytes: ...
+
+    async def create(self, name: str, data: bytes) -> File:
+        """A new file that begins with `data`. After a crash it is there with all of `data`, or not at all."""
+
+    async def replace(self, name: str, data: bytes) -> None:
+        """The file's content becomes `data`, wholly or, after a crash, not at all."""
+
+    async def truncate(self, name: str, size: int) -> None: ...
+
+    async def remove(self, names: Sequence[str]) -> None: ...
+
+
+class Transport(Protocol):
+    """Carries envelopes to the other replicas of a group. May lose, delay, reorder and repeat."""
+
+    def send(self, envelopes: Sequence[Envelope]) -> None: ...
+
+
+class Unreachable(Exception):
+    """No answer: the peer is down, the connection broke, or the time ran out. It may have acted."""
+
+
+class Dialer(Protocol):
+    """Calls to other processes: clerk to server, group to group, anyone to the controller."""
+
+    async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
+        """The peer's answer. Raises Unreachable within `timeout` seconds."""
+
+    async def close(self) -> None: ...
+
+
+Handler = Callable[[str, bytes], Awaitable[bytes]]
+"""A server's side of `Dialer.call`: (method, payload) to answer. It does not raise on bad input."""

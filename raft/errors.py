@@ -1,0 +1,68 @@
+"""What `raft` raises at its callers.
+
+    RaftError
+    ├── NotLeader           ask `leader` (0 if unknown); nothing was proposed or read
+    ├── Busy                a bound was reached; nothing was queued, try again later
+    ├── Transferring        leadership is being handed over; nothing was queued
+    ├── Lost                another leader's entry took the slot; it will never be applied
+    ├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
+    └── Stopped             this replica has stopped, by order or by a fault
+    StorageError
+    ├── CorruptLog          damage before the tail: names file and offset
+    ├── DirectoryInUse      another process has the data directory
+    └── WrongDirectory      the directory belongs to another replica or cluster
+"""
+
+from __future__ import annotations
+
+
+class RaftError(Exception):
+    """A request that this replica did not, or cannot know that it did, carry out."""
+
+
+class NotLeader(RaftError):
+    """This replica does not lead; `leader` is who does, as far as it knows (0: unknown)."""
+
+    def __init__(self, leader: int = 0) -> None:
+        super().__init__(f"not the leader; try {leader}" if leader else "not the leader")
+        self.leader = leader
+
+
+class Busy(RaftError):
+    """A bounded queue is full. Nothing was queued."""
+
+
+class Transferring(RaftError):
+    """Proposals wait while leadership is handed over. Nothing was queued."""
+
+
+class Lost(RaftError):
+    """The entry was overwritten by another leader's: it will never be applied."""
+
+
+class OutcomeUnknown(RaftError):
+    """The entry is in the log of a replica that stopped leading: it may still commit."""
+
+
+class Stopped(RaftError):
+    """The replica has stopped and answers nothing more."""
+
+
+class StorageError(Exception):
+    """The disk, or what is on it, cannot be used."""
+
+
+class CorruptLog(StorageError):
+    """A record before the log's tail is damaged. The replica refuses to start on it."""
+
+    def __init__(self, file: str, offset: int, why: str) -> None:
+        super().__init__(f"{file}: damaged at byte {offset}: {why}")
+        self.file, self.offset, self.why = file, offset, why
+
+
+class DirectoryInUse(StorageError):
+    """Another running process holds the data directory."""
+
+
+class WrongDirectory(StorageError):
+    """The data directory belongs to another replica, group or cluster, or another format version."""

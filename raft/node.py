@@ -1,0 +1,281 @@
+"""A replica's driver: the only place where core, disk, network and clock meet.
+
+One turn of the event loop may bring any number of facts to the core; `_pump`
+then carries out what follows from all of them, once. A second task drains the
+queued writes into one WAL append: what queued up during one sync shares the next.
+
+When this replica's own disk or state machine fails, it stops for good (DESIGN §3):
+`on_fault` is told, and the process is expected to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from raft.core import Options, Raft, Ready, Write
+from raft.doors import Transport
+from raft.errors import Stopped
+from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
+from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
+from raft.wal import Wal
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    core: Options = field(default_factory=Options)
+    tick_seconds: float = 0.05
+    snapshots: StreamOptions = field(default_factory=StreamOptions)
+    max_append_batch_bytes: int = 8 << 20  # one WAL batch; more waits for the next
+
+
+class Host(Protocol):
+    """What a node serves: the replicated-state-machine layer."""
+
+    def apply(self, entries: Sequence[Entry]) -> None: ...
+
+    def reads_released(self, reads: Sequence[tuple[int, Index]]) -> None: ...
+
+    def reads_failed(self, tickets: Sequence[int]) -> None: ...
+
+    def turn_ended(self) -> None:
+        """Everything of this turn is carried out; leadership may have changed."""
+
+    async def open_snapshot(self) -> SnapshotSource: ...
+
+    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink: ...
+
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _NewBase:
+    """A job for the disk: the log begins after this entry from now on."""
+
+    index: Index
+    term: Term
+
+
+class Node:
+    """Drives one `Raft`. All methods belong to the event loop's thread."""
+
+    def __init__(self, core: Raft, wal: Wal, transport: Transport, host: Host, options: NodeOptions) -> None:
+        self.core = core
+        self.fault: BaseException | None = None
+        self.on_fault: Callable[[BaseException], None] = lambda error: None
+        self._wal, self._transport, self._host, self._options = wal, transport, host, options
+        self._loop = asyncio.get_running_loop()
+        # Bounded by the core: uncommitted bytes at a leader, the window at a follower.
+        self._jobs: asyncio.Queue[Write | _NewBase] = asyncio.Queue()
+        self._chunks: asyncio.Queue[Envelope] = asyncio.Queue(16)
+        self._senders: dict[NodeId, SnapshotSender] = {}
+        self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pump_scheduled = False
+        self.stopped = False
+
+    # ---- life
+
+    def start(self) -> None:
+        for work in (self._tick_forever(), self._write_forever(), self._receive_chunks_forever()):
+            self._spawn(work)
+
+    async def stop(self) -> None:
+        """End all tasks and close the log. What was not synced is as after a crash."""
+        self.stopped = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._receiver.abort()
+        self._wal.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(task.exception())
+
+    def _fail(self, error: BaseException | None) -> None:
+        """Our disk or our state machine failed: promise nothing more, answer nothing more."""
+        if self.fault is not None or self.stopped:
+            return
+        assert error is not None
+        self.fault, self.stopped = error, True
+        log.critical("replica %d stops: %r", self.core.id, error, exc_info=error)
+        for task in self._tasks:
+            task.cancel()
+        self._host.turn_ended()
+        self.on_fault(error)
+
+    # ---- facts
+
+    def receive(self, envelopes: Iterable[Envelope]) -> None:
+        """Messages from other replicas."""
+        if not self.stopped:
+            for envelope in envelopes:
+                self.core.step(envelope)
+            self._changed()
+
+    def propose(self, data: bytes) -> tuple[Index, Term]:
+        """See `Raft.propose`."""
+        self._check_running()
+        slot = self.core.propose(data)
+        self._changed()
+        return slot
+
+    def read(self, ticket: int) -> None:
+        """See `Raft.read`; the host hears `reads_released` or `reads_failed`."""
+        self._check_running()
+        self.core.read(ticket, self._loop.time())
+        self._changed()
+
+    def transfer(self, to: NodeId) -> None:
+        """See `Raft.transfer`."""
+        self._check_running()
+        self.core.transfer(to)
+        self._changed()
+
+    def unreachable(self, peer: NodeId) -> None:
+        if not self.stopped:
+            self.core.unreachable(peer)
+
+    def compact(self, index: Index) -> None:
+        """The state machine is durable up to `index`: drop the log below, here and on disk."""
+        self.core.compact(index)
+        self._jobs.put_nowait(_NewBase(self.core.log.base_index, self.core.log.base_term))
+
+    def _check_running(self) -> None:
+        if self.stopped:
+            raise Stopped("this replica has stopped")
+
+    # ---- work
+
+    def _changed(self) -> None:
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Hand out the core's work: once a turn, however many facts the turn brought."""
+        self._pump_scheduled = False
+        if self.stopped:
+            return
+        try:
+            self._carry_out(self.core.ready(self._loop.time()))
+        except BaseException as error:  # "any exception out of apply stops the replica"
+            self._fail(error)
+            return
+        if self.core.has_more_to_apply():
+            self._changed()
+
+    def _carry_out(self, ready: Ready) -> None:
+        if ready.messages:
+            self._transport.send(ready.messages)  # beside our own disk (thesis §10.2.1)
+        if ready.write is not None:
+            self._jobs.put_nowait(ready.write)
+        if ready.committed:
+            self._host.apply(ready.committed)
+        if ready.reads:
+            self._host.reads_released(ready.reads)
+        if ready.failed_reads:
+            self._host.reads_failed(ready.failed_reads)
+        for peer in ready.snapshots_wanted:
+            if peer not in self._senders:
+                self._spawn(self._send_snapshot(peer))
+        for envelope in ready.snapshot_mail:
+            self._take_snapshot_mail(envelope)
+        self._host.turn_ended()
+
+    async def _tick_forever(self) -> None:
+        # A pause of the process costs the ticks it slept through: they are not made up
+        # for, so a replica that wakes up waits a whole timeout before it campaigns.
+        while True:
+            await asyncio.sleep(self._options.tick_seconds)
+            self.core.tick(self._loop.time())
+            self._changed()
+
+    async def _write_forever(self) -> None:
+        """Group commit: what queued up during one sync shares the next."""
+        while True:
+            job = await self._jobs.get()
+            if isinstance(job, _NewBase):
+                await self._wal.set_base(job.index, job.term)
+                continue
+            writes = [job]
+            size = sum(len(entry.data) for entry in job.entries)
+            new_base: _NewBase | None = None
+            while not self._jobs.empty() and size < self._options.max_append_batch_bytes:
+                following = self._jobs.get_nowait()
+                if isinstance(following, _NewBase):
+                    new_base = following
+                    break
+                writes.append(following)
+                size += sum(len(entry.data) for entry in following.entries)
+            await self._append(writes)
+            if new_base is not None:
+                await self._wal.set_base(new_base.index, new_base.term)
+
+    async def _append(self, writes: list[Write]) -> None:
+        hard_states = [write.hard_state for write in writes if write.hard_state is not None]
+        entries = [entry for write in writes for entry in write.entries]
+        await self._wal.append(hard_states[-1] if hard_states else None, entries)
+        promises: list[Envelope] = []
+        for write in writes:
+            self.core.written(write)
+            promises += [promise for promise in write.promises if promise.to != self.core.id]
+        if promises:
+            self._transport.send(promises)
+        self._changed()
+
+    # ---- snapshots
+
+    def _take_snapshot_mail(self, envelope: Envelope) -> None:
+        match envelope.message:
+            case InstallSnapshotReply() as reply:
+                if envelope.sender in self._senders:
+                    self._senders[envelope.sender].answered(reply)
+            case InstallSnapshot():
+                if not self._chunks.full():  # else dropped, as if lost: the sender repeats it
+                    self._chunks.put_nowait(envelope)
+            case _:
+                raise AssertionError(f"not about snapshots: {envelope}")
+
+    async def _send_snapshot(self, peer: NodeId) -> None:
+        def send(to: NodeId, chunk: InstallSnapshot) -> None:
+            if self.core.is_leader:
+                self._transport.send([Envelope(self.core.id, to, self.core.term, chunk)])
+
+        source = await self._host.open_snapshot()
+        log.info("replica %d: sending snapshot %s (%d bytes) to %d", self.core.id, source.meta, source.size, peer)
+        self._senders[peer] = SnapshotSender(peer, source, send, self._options.snapshots)
+        try:
+            index = await self._senders[peer].run()
+        finally:
+            del self._senders[peer]
+        self.core.snapshot_reported(peer, index)
+        self._changed()
+
+    async def _receive_chunks_forever(self) -> None:
+        while True:
+            envelope = await self._chunks.get()
+            assert isinstance(envelope.message, InstallSnapshot)
+            reply = await self._receiver.receive(envelope.message)
+            self._transport.send([Envelope(self.core.id, envelope.sender, self.core.term, reply)])
+
+    def _install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        """The state machine first, then the log: a crash between the two restarts from the former."""
+        self._host.install(meta, sink)
+        if self.core.restore(meta.index, meta.term):
+            self._jobs.put_nowait(_NewBase(meta.index, meta.term))
+        self._changed()

@@ -1,0 +1,92 @@
+"""One follower as its leader sees it: what it has, what is on its way, how fast to send.
+
+    PROBE      where does its log match? one message out at a time
+    REPLICATE  it matches: entries are pipelined up to a window of messages and bytes
+    SNAPSHOT   its next entry is compacted: nothing is sent until the snapshot is in
+
+REPLICATE falls back to PROBE on a rejection or when the connection is reported
+down; PROBE turns to SNAPSHOT when the follower needs a compacted entry, and back
+once the snapshot is installed or given up (thesis §10.2.1, etcd's design.md).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from raft.types import Index
+
+
+class Mode(Enum):
+    PROBE = auto()
+    REPLICATE = auto()
+    SNAPSHOT = auto()
+
+
+@dataclass(slots=True)
+class Progress:
+    """A leader's view of one replica. Dies with the leadership."""
+
+    next_index: Index
+    match_index: Index = 0
+    mode: Mode = Mode.PROBE
+    probe_sent: bool = False  # PROBE: a message is out, wait for its answer or the next heartbeat
+    recently_active: bool = True  # heard from since the last CheckQuorum
+    read_seq: int = 0  # newest read round this replica has confirmed
+    confirmed_at: float = 0.0  # when the newest round that it confirmed was *sent*
+    snapshot_index: Index = 0
+    in_flight: deque[tuple[Index, int]] = field(default_factory=deque)  # (last index, bytes)
+    in_flight_bytes: int = 0
+
+    def may_send(self, window_messages: int, window_bytes: int) -> bool:
+        """Whether flow control lets entries go out now."""
+        if self.mode is Mode.PROBE:
+            return not self.probe_sent
+        if self.mode is Mode.REPLICATE:
+            return len(self.in_flight) < window_messages and self.in_flight_bytes < window_bytes
+        return False
+
+    def sent(self, last_index: Index, size: int) -> None:
+        """Entries up to `last_index` left."""
+        if self.mode is Mode.PROBE:
+            self.probe_sent = True
+        else:
+            self.next_index = last_index + 1
+            self.in_flight.append((last_index, size))
+            self.in_flight_bytes += size
+
+    def matched(self, index: Index) -> bool:
+        """The follower has everything up to `index`. True if that is news; never goes back."""
+        while self.in_flight and self.in_flight[0][0] <= index:
+            self.in_flight_bytes -= self.in_flight.popleft()[1]
+        news = index > self.match_index
+        self.match_index = max(self.match_index, index)
+        self.next_index = max(self.next_index, self.match_index + 1)
+        return news
+
+    def become_probe(self) -> None:
+        """Start over from what is known to match."""
+        self.mode = Mode.PROBE
+        self.probe_sent = False
+        self.next_index = self.match_index + 1
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    def become_replicate(self) -> None:
+        self.mode = Mode.REPLICATE
+        self.probe_sent = False
+        self.next_index = self.match_index + 1
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    def become_snapshot(self, index: Index) -> None:
+        self.mode = Mode.SNAPSHOT
+        self.snapshot_index = index
+        self.in_flight.clear()
+        self.in_flight_bytes = 0
+
+    def check(self) -> None:
+        assert self.match_index < self.next_index
+        assert self.in_flight_bytes == sum(size for _, size in self.in_flight)
+        assert self.mode is Mode.REPLICATE or not self.in_flight

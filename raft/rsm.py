@@ -1,0 +1,279 @@
+"""The replicated-state-machine layer that both services share.
+
+`propose` puts a command into the log and waits for what applying it returned;
+`read_barrier` waits until this replica may answer a linearizable read. Commands
+are opaque bytes. Each is stamped with the leader's clock before it enters the
+log: that is how the state machine learns the time without asking for it.
+
+Compaction: when the log has grown by `compact_bytes`, the state machine makes
+itself durable beside the running work, and the log below that goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from raft.core import Raft
+from raft.doors import Directory, Transport
+from raft.errors import Lost, NotLeader, OutcomeUnknown, StorageError, Stopped
+from raft.log import Log
+from raft.node import Node, NodeOptions
+from raft.progress import Mode
+from raft.quorum import Membership
+from raft.snapshot import SnapshotSink, SnapshotSource
+from raft.types import Entry, Index, Kind, NodeId, SnapshotMeta, Term
+from raft.wal import open_wal
+
+log = logging.getLogger(__name__)
+
+STAMP = struct.Struct("<Q")  # leader's wall clock in ms, before each command
+
+
+class StateMachine(Protocol):
+    """Deterministic: the same entries give the same state and replies on every replica.
+
+    Refusals are replies. An exception out of `apply` is a bug or a broken disk, and
+    stops the replica.
+    """
+
+    @property
+    def applied(self) -> SnapshotMeta:
+        """The last entry whose effects are in the state."""
+
+    def apply(self, entries: Sequence[Entry]) -> list[bytes]:
+        """One reply an entry; effects and applied index change together, or not at all."""
+
+    async def flush(self) -> Index:
+        """Make the state durable; return the index it is now durable up to."""
+
+    async def open_snapshot(self) -> SnapshotSource: ...
+
+    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink: ...
+
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        """Become the received state, durably: wholly, or after a crash not at all."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """How one replica is run; the same for both services."""
+
+    node: NodeOptions = field(default_factory=NodeOptions)
+    compact_bytes: int = 64 << 20  # log in memory and on disk before the state machine is flushed
+    segment_bytes: int = 32 << 20
+
+
+class ReplicatedMachine:
+    """One replica of a replicated state machine. Get one from `open_replica`."""
+
+    def __init__(
+        self,
+        core: Raft,
+        machine: StateMachine,
+        clock_ms: Callable[[], int],
+        compact_bytes: int,
+    ) -> None:
+        self.core = core
+        self.machine = machine
+        self.node: Node  # set by open_replica: node and host need each other
+        self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
+        self._clock_ms = clock_ms
+        self._compact_bytes = compact_bytes
+        self._pending: dict[Index, tuple[Term, asyncio.Future[bytes]]] = {}
+        self._barrier: asyncio.Future[None] | None = None
+        self._tickets: dict[int, asyncio.Future[None]] = {}
+        self._next_ticket = 0
+        self._unapplied: list[tuple[Index, asyncio.Future[None]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    # ---- for the services
+
+    @property
+    def is_leader(self) -> bool:
+        return self.core.is_leader and not self.node.stopped
+
+    @property
+    def leader(self) -> NodeId:
+        return self.core.leader
+
+    async def propose(self, command: bytes) -> bytes:
+        """The reply of the state machine once `command` is committed and applied here.
+
+        Raises NotLeader, Busy, Transferring, Stopped (nothing was queued), Lost (it
+        will never apply) or OutcomeUnknown.
+        """
+        index, term = self.node.propose(STAMP.pack(self._clock_ms()) + command)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[index] = (term, future)
+        return await future
+
+    async def read_barrier(self) -> None:
+        """Return once everything acknowledged before this call is applied here.
+
+        Calls of one turn share a ticket. Raises NotLeader, Busy, Stopped.
+        """
+        if self._barrier is None:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._next_ticket += 1
+            self.node.read(self._next_ticket)
+            self._tickets[self._next_ticket] = future
+            self._barrier = future  # until the turn ends and its round may begin
+        await asyncio.shield(self._barrier)
+
+    async def stop(self) -> None:
+        await self.node.stop()
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        self._fail_everything(Stopped("this replica has stopped"))
+        self.machine.close()
+
+    # ---- for the node
+
+    def apply(self, entries: Sequence[Entry]) -> None:
+        replies = self.machine.apply(entries)
+        assert len(replies) == len(entries), "one reply an entry"
+        assert self.machine.applied.index == entries[-1].index, "applied index behind its effects"
+        if self._pending:
+            for entry, reply in zip(entries, replies, strict=True):
+                waiting = self._pending.pop(entry.index, None)
+                if waiting is not None and not waiting[1].done():
+                    term, future = waiting
+                    if term == entry.term:
+                        future.set_result(reply)
+                    else:
+                        future.set_exception(Lost(f"entry {entry.index} is another leader's"))
+        self._release_applied()
+        if self.core.log.size_bytes > self._compact_bytes and self._flushing is None:
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_and_compact())
+            self._flushing.add_done_callback(self._flushed)
+
+    def reads_released(self, reads: Sequence[tuple[int, Index]]) -> None:
+        for ticket, index in reads:
+            self._unapplied.append((index, self._tickets.pop(ticket)))
+        self._release_applied()
+
+    def reads_failed(self, tickets: Sequence[int]) -> None:
+        for ticket in tickets:
+            future = self._tickets.pop(ticket)
+            if not future.done():
+                future.set_exception(NotLeader(self.core.leader))
+                future.exception()  # a caller that gave up does not need to hear it
+
+    def turn_ended(self) -> None:
+        self._barrier = None
+        if self.node.stopped:
+            self._fail_everything(Stopped("this replica has stopped"))
+        elif self._pending and not self.core.is_leader:
+            self._fail_pending(OutcomeUnknown("leadership was lost with the entry in flight"))
+        for callback in self.on_turn:
+            callback()
+
+    async def open_snapshot(self) -> SnapshotSource:
+        return await self.machine.open_snapshot()
+
+    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink:
+        return self.machine.open_sink(meta)
+
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        self.machine.install(meta, sink)
+        assert self.machine.applied == meta
+        self._release_applied()
+
+    # ---- inside
+
+    def _release_applied(self) -> None:
+        if self._unapplied:
+            applied = self.machine.applied.index
+            for index, future in self._unapplied:
+                if index <= applied and not future.done():
+                    future.set_result(None)
+            self._unapplied = [waiting for waiting in self._unapplied if waiting[0] > applied]
+
+    def _fail_pending(self, error: Exception) -> None:
+        pending, self._pending = self._pending, {}
+        for _, future in pending.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def _fail_everything(self, error: Exception) -> None:
+        self._fail_pending(error)
+        waiting = [*self._tickets.values(), *(future for _, future in self._unapplied)]
+        self._tickets.clear()
+        self._unapplied.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+
+    async def _flush_and_compact(self) -> None:
+        durable = await self.machine.flush()
+        index = min(durable, self.core.log.durable_index)
+        if self.core.log.size_bytes < 4 * self._compact_bytes:
+            # Spare a follower that is only a little behind the snapshot; not one that is gone.
+            index = min(index, self._needed_by_followers())
+        if index > self.core.log.base_index and not self.node.stopped:
+            self.node.compact(index)
+
+    def _needed_by_followers(self) -> Index:
+        role = self.core.role
+        progress = getattr(role, "progress", {})
+        keeping_up = [p.match_index for p in progress.values() if p.mode is Mode.REPLICATE]
+        return min(keeping_up, default=self.core.log.last_index)
+
+    def _flushed(self, task: asyncio.Task[None]) -> None:
+        self._flushing = None
+        if not task.cancelled() and task.exception() is not None:
+            self.node._fail(task.exception())  # the state machine's disk failed
+
+
+async def open_replica(
+    id: NodeId,
+    membership: Membership,
+    directory: Directory,
+    transport: Transport,
+    machine: StateMachine,
+    rng: Random,
+    clock_ms: Callable[[], int],
+    options: ReplicaOptions,
+) -> ReplicatedMachine:
+    """Recover a replica from its disk and start it. Raises StorageError."""
+    wal, recovered = await open_wal(directory, rng, options.segment_bytes)
+    raft_log = Log(recovered.base_index, recovered.base_term, recovered.entries)
+    applied = machine.applied
+    if applied.index < raft_log.base_index:
+        raise StorageError(
+            f"the log begins after entry {raft_log.base_index}, the state machine ends at {applied.index}"
+        )
+    if raft_log.term_at(applied.index) != applied.term:
+        # A snapshot was installed and the crash came before the log knew: the state is ahead.
+        raft_log = Log(applied.index, applied.term)
+        await wal.set_base(applied.index, applied.term)
+    core = Raft(
+        id,
+        membership,
+        raft_log,
+        recovered.hard_state,
+        applied.index,
+        rng,
+        options.node.core,
+    )
+    replica = ReplicatedMachine(core, machine, clock_ms, options.compact_bytes)
+    replica.node = Node(core, wal, transport, replica, options.node)
+    replica.node.start()
+    return replica
+
+
+def unstamp(entry: Entry) -> tuple[int, bytes]:
+    """(leader's clock in ms, command) of a committed entry; (0, b"") for a no-op."""
+    if entry.kind is Kind.NOOP:
+        return 0, b""
+    return STAMP.unpack_from(entry.data)[0], entry.data[STAMP.size :]

@@ -1,0 +1,285 @@
+"""The write-ahead log: what a replica promised, on disk, in append-only segments.
+
+    segment  "wal-%016x.log": header, then batches
+    header   magic, format version, salt (random, part of every checksum below)
+    batch    marker, sequence number, length, CRC32C; then records. One `append` is
+             one batch is one write and one sync: a batch is whole or it never was
+    record   kind, then: term and vote / an entry / the base below which all is compacted
+
+A new segment begins with a batch that repeats the hard state and the base, so the
+segments before it may go once their entries are compacted away.
+
+Recovery reads all segments in order. What does not check at the very end, with no
+valid batch after it, is a torn write: nothing rested on it, so it is cut off and
+reported. The same anywhere else is damage: `CorruptLog`, and the replica does not
+start. The salt keeps bytes that users store from ever passing for a batch.
+
+Limit, admitted: damage to the very last batch looks like a torn write.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+import google_crc32c
+
+from raft.doors import Directory, File
+from raft.errors import CorruptLog
+from raft.types import Entry, HardState, Index, Kind, Term
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+SEGMENT_MAGIC = b"SKVWAL\0\0"
+SEGMENT_HEADER = struct.Struct("<8sI8s")  # magic, version, salt
+BATCH_MARKER = b"\xa7BAT"
+BATCH_HEADER = struct.Struct("<4sQII")  # marker, sequence number, length, checksum
+HARD_STATE = struct.Struct("<BQI")
+ENTRY = struct.Struct("<BQQBI")  # kind of record, index, term, kind of entry, length of data
+BASE = struct.Struct("<BQQ")
+RECORD_HARD_STATE, RECORD_ENTRY, RECORD_BASE = 1, 2, 3
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What the segments hold together."""
+
+    hard_state: HardState = HardState()
+    base_index: Index = 0
+    base_term: Term = 0
+    entries: list[Entry] = field(default_factory=list)
+    cut_bytes: int = 0  # length of a torn write at the end, now gone
+
+    @property
+    def last_index(self) -> Index:
+        return self.base_index + len(self.entries)
+
+    def replay_entry(self, entry: Entry) -> None:
+        """An entry takes the place of what was at its index and after (§5.3)."""
+        if entry.index <= self.base_index:
+            return  # a segment older than the base that was not removed in time
+        if entry.index > self.last_index + 1:
+            raise ValueError(f"entry {entry.index} follows {self.last_index}")
+        del self.entries[entry.index - self.base_index - 1 :]
+        self.entries.append(entry)
+
+    def replay_base(self, index: Index, term: Term) -> None:
+        """Everything up to `index` is in the state machine; a log that differs there is void."""
+        if index < self.base_index:
+            raise ValueError(f"the base goes back from {self.base_index} to {index}")
+        kept: list[Entry] = []
+        if index == self.base_index and term == self.base_term:
+            kept = self.entries
+        elif index <= self.last_index and index > self.base_index:
+            if self.entries[index - self.base_index - 1].term == term:
+                kept = self.entries[index - self.base_index :]
+        self.base_index, self.base_term, self.entries = index, term, kept
+
+
+@dataclass(slots=True)
+class _Segment:
+    name: str
+    last_index: Index  # the highest entry in it: once that is compacted, the segment may go
+
+
+class Wal:
+    """One replica's log on disk. Get one from `open_wal`. One `append` or `compact` at a time."""
+
+    def __init__(self, directory: Directory, rng: Random, segment_bytes: int, recovered: Recovered) -> None:
+        self._directory = directory
+        self._rng = rng
+        self._segment_bytes = segment_bytes
+        self._file: File | None = None
+        self._salt = b""
+        self._size = 0
+        self._sequence = 0
+        self._segments: list[_Segment] = []
+        self._hard_state = recovered.hard_state
+        self._base = (recovered.base_index, recovered.base_term)
+
+    @property
+    def segment_names(self) -> list[str]:
+        return [segment.name for segment in self._segments]
+
+    async def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
+        """One batch, durable on return. Raises OSError, after which the replica must stop."""
+        records = []
+        if hard_state is not None:
+            self._hard_state = hard_state
+            records.append(_pack_hard_state(hard_state))
+        for entry in entries:
+            header = ENTRY.pack(RECORD_ENTRY, entry.index, entry.term, entry.kind, len(entry.data))
+            records += (header, entry.data)
+        if not records:
+            return
+        body = b"".join(records)
+        if self._file is None or self._size + len(body) > self._segment_bytes:
+            await self._roll()
+        assert self._file is not None
+        batch = self._pack_batch(body)
+        await self._file.append(batch)
+        self._size += len(batch)
+        self._sequence += 1
+        if entries:
+            segment = self._segments[-1]
+            segment.last_index = max(segment.last_index, entries[-1].index)
+
+    async def set_base(self, index: Index, term: Term) -> None:
+        """The state machine is durable up to `index`: note it, and remove what only the past needs."""
+        self._base = (index, term)
+        base = BASE.pack(RECORD_BASE, index, term)
+        if self._file is None or self._size >= self._segment_bytes // 2:
+            await self._roll()  # so that the segment just left can go as soon as it is compacted
+        else:
+            batch = self._pack_batch(base)
+            await self._file.append(batch)
+            self._size += len(batch)
+            self._sequence += 1
+        # Only from the front: a later segment may hold entries that replace an earlier one's.
+        dead = 0
+        while dead < len(self._segments) - 1 and self._segments[dead].last_index <= index:
+            dead += 1
+        if dead:
+            await self._directory.remove([segment.name for segment in self._segments[:dead]])
+            del self._segments[:dead]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    async def _roll(self) -> None:
+        """Begin a new segment, which says all that the earlier ones say but their entries."""
+        self.close()
+        number = int(self._segments[-1].name[4:20], 16) + 1 if self._segments else 1
+        name = f"wal-{number:016x}.log"
+        self._salt = self._rng.randbytes(8)
+        header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, self._salt)
+        state = _pack_hard_state(self._hard_state) + BASE.pack(RECORD_BASE, *self._base)
+        first = header + self._pack_batch(state)
+        self._file = await self._directory.create(name, first)
+        self._size = len(first)
+        self._sequence += 1
+        self._segments.append(_Segment(name, 0))
+
+    def _pack_batch(self, records: bytes) -> bytes:
+        checksum = _checksum(self._salt, self._sequence, records)
+        return BATCH_HEADER.pack(BATCH_MARKER, self._sequence, len(records), checksum) + records
+
+
+def _pack_hard_state(state: HardState) -> bytes:
+    return HARD_STATE.pack(RECORD_HARD_STATE, state.term, state.voted_for)
+
+
+def _checksum(salt: bytes, sequence: int, records: bytes) -> int:
+    crc = google_crc32c.value(salt + sequence.to_bytes(8, "little"))
+    return int(google_crc32c.extend(crc, records))
+
+
+async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 << 20) -> tuple[Wal, Recovered]:
+    """Recover what is on disk and open the log for appending. Raises CorruptLog."""
+    recovered = Recovered()
+    names = [name for name in directory.names() if name.startswith("wal-")]
+    segments: list[_Segment] = []
+    sequence: int | None = None
+    for name in names:
+        reader = _SegmentReader(name, directory.read(name), is_last=name == names[-1])
+        segment = _Segment(name, 0)
+        for offset, number, records in reader.batches():
+            if sequence is not None and number != sequence + 1:
+                raise CorruptLog(name, offset, f"batch {number} follows batch {sequence}")
+            sequence = number
+            try:
+                segment.last_index = max(segment.last_index, _replay(records, recovered))
+            except (ValueError, struct.error) as error:
+                raise CorruptLog(name, offset, str(error)) from None
+        if reader.torn_at is not None:
+            recovered.cut_bytes = len(reader.data) - reader.torn_at
+            log.warning("%s: cut %d bytes of an unfinished write", name, recovered.cut_bytes)
+            await directory.truncate(name, reader.torn_at)
+        segments.append(segment)
+    wal = Wal(directory, rng, segment_bytes, recovered)
+    wal._segments = segments
+    wal._sequence = 0 if sequence is None else sequence + 1
+    return wal, recovered
+
+
+class _SegmentReader:
+    """Splits one segment into batches, and tells a torn tail from damage."""
+
+    def __init__(self, name: str, data: bytes, is_last: bool) -> None:
+        self.name, self.data, self.is_last = name, data, is_last
+        self.torn_at: int | None = None
+        self._salt = b""
+
+    def batches(self) -> list[tuple[int, int, bytes]]:
+        """(offset, sequence number, records) of each batch; sets `torn_at`. Raises CorruptLog."""
+        if len(self.data) < SEGMENT_HEADER.size:
+            raise CorruptLog(self.name, 0, "the header is cut short")
+        magic, version, self._salt = SEGMENT_HEADER.unpack_from(self.data)
+        if magic != SEGMENT_MAGIC:
+            raise CorruptLog(self.name, 0, "not a log segment")
+        if version != FORMAT_VERSION:
+            raise CorruptLog(self.name, 8, f"format version {version}, this program reads {FORMAT_VERSION}")
+        found, offset = [], SEGMENT_HEADER.size
+        while offset < len(self.data):
+            batch = self._batch_at(offset)
+            if batch is None:
+                self._torn_or_damaged(offset, "a batch does not match its checksum")
+                break
+            found.append((offset, *batch))
+            offset += BATCH_HEADER.size + len(batch[1])
+        if not found:
+            # A segment appears with its first batch or not at all: this is no torn write.
+            raise CorruptLog(self.name, SEGMENT_HEADER.size, "the first batch does not match its checksum")
+        return found
+
+    def _batch_at(self, offset: int) -> tuple[int, bytes] | None:
+        if offset + BATCH_HEADER.size > len(self.data):
+            return None
+        marker, sequence, length, checksum = BATCH_HEADER.unpack_from(self.data, offset)
+        start = offset + BATCH_HEADER.size
+        if marker != BATCH_MARKER or start + length > len(self.data):
+            return None
+        records = self.data[start : start + length]
+        return (sequence, records) if _checksum(self._salt, sequence, records) == checksum else None
+
+    def _torn_or_damaged(self, offset: int, why: str) -> None:
+        if not self.is_last:
+            raise CorruptLog(self.name, offset, why)
+        later = self.data.find(BATCH_MARKER, offset + 1)
+        while later >= 0:
+            if self._batch_at(later) is not None:
+                raise CorruptLog(self.name, offset, f"{why}, and a valid batch follows at byte {later}")
+            later = self.data.find(BATCH_MARKER, later + 1)
+        self.torn_at = offset
+
+
+def _replay(records: bytes, into: Recovered) -> Index:
+    """Apply one batch's records. Returns its highest entry index, 0 if it has none."""
+    offset, highest = 0, 0
+    while offset < len(records):
+        match records[offset]:
+            case 1:
+                _, term, voted_for = HARD_STATE.unpack_from(records, offset)
+                into.hard_state = HardState(term, voted_for)
+                offset += HARD_STATE.size
+            case 2:
+                _, index, term, kind, length = ENTRY.unpack_from(records, offset)
+                offset += ENTRY.size
+                if offset + length > len(records):
+                    raise ValueError("an entry longer than its batch")
+                into.replay_entry(Entry(index, term, Kind(kind), records[offset : offset + length]))
+                offset += length
+                highest = max(highest, index)
+            case 3:
+                _, index, term = BASE.unpack_from(records, offset)
+                into.replay_base(index, term)
+                offset += BASE.size
+            case kind:
+                raise ValueError(f"a record of unknown kind {kind}")
+    return highest

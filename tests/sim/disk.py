@@ -1,0 +1,107 @@
+"""A disk of numbers: it keeps what was synced, and after a crash perhaps some of what was not.
+
+A `SimDisk` outlives its process. Each start opens a `SimDirectory` on it; a crash
+ends that one for good, and whatever it still does has no effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+
+@dataclass
+class DiskFaults:
+    sync_seconds: tuple[float, float] = (0.0005, 0.002)
+    slow: float = 0.0  # chance that a sync takes 50 times as long
+    failing: bool = False  # every write fails from now on (EIO)
+    full: bool = False  # every write fails from now on (ENOSPC)
+
+
+@dataclass
+class SimDisk:
+    rng: Random
+    faults: DiskFaults = field(default_factory=DiskFaults)
+    files: dict[str, bytes] = field(default_factory=dict)  # what a sync has made durable
+    unsynced: dict[str, bytes] = field(default_factory=dict)  # appended, not yet synced
+    generation: int = 0
+
+    def open(self) -> SimDirectory:
+        self.generation += 1
+        return SimDirectory(self, self.generation)
+
+    def crash(self) -> None:
+        """Lose what was not synced, but perhaps a torn part of it."""
+        self.generation += 1
+        for name, data in self.unsynced.items():
+            kept = data[: self.rng.randrange(len(data) + 1)]
+            if kept and self.rng.random() < 0.3:  # a sector of garbage at the end
+                kept = kept[:-1] + bytes([kept[-1] ^ 0x55])
+            if name in self.files:
+                self.files[name] += kept
+        self.unsynced.clear()
+
+    def wipe(self) -> None:
+        self.files.clear()
+        self.unsynced.clear()
+
+    @property
+    def size(self) -> int:
+        return sum(len(data) for data in self.files.values())
+
+
+class SimDirectory:
+    def __init__(self, disk: SimDisk, generation: int) -> None:
+        self._disk, self._generation = disk, generation
+
+    async def _sync(self) -> None:
+        faults, rng = self._disk.faults, self._disk.rng
+        delay = rng.uniform(*faults.sync_seconds)
+        if rng.random() < faults.slow:
+            delay *= 50
+        await asyncio.sleep(delay)
+        if self._disk.generation != self._generation:
+            await asyncio.get_running_loop().create_future()  # the process is dead: nothing returns to it
+        if faults.failing or faults.full:
+            raise OSError(errno.EIO if faults.failing else errno.ENOSPC, "simulated disk fault")
+
+    def names(self) -> list[str]:
+        return sorted(self._disk.files)
+
+    def read(self, name: str) -> bytes:
+        return self._disk.files[name]
+
+    async def create(self, name: str, data: bytes) -> SimFile:
+        await self.replace(name, data)
+        return SimFile(self, self._disk, name)
+
+    async def replace(self, name: str, data: bytes) -> None:
+        await self._sync()
+        self._disk.files[name] = data
+
+    async def truncate(self, name: str, size: int) -> None:
+        await self._sync()
+        self._disk.files[name] = self._disk.files[name][:size]
+
+    async def remove(self, names: Sequence[str]) -> None:
+        await self._sync()
+        for name in names:
+            del self._disk.files[name]
+
+    def close(self) -> None: ...
+
+
+class SimFile:
+    def __init__(self, directory: SimDirectory, disk: SimDisk, name: str) -> None:
+        self._directory, self._disk, self._name = directory, disk, name
+
+    async def append(self, data: bytes) -> None:
+        disk, name = self._disk, self._name
+        disk.unsynced[name] = disk.unsynced.get(name, b"") + data
+        await self._directory._sync()
+        disk.files[name] += disk.unsynced.pop(name)
+
+    def close(self) -> None: ...

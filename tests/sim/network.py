@@ -1,0 +1,164 @@
+"""A network of numbers: it may lose, delay, reorder, repeat and cut, all drawn from one seed.
+
+Addresses are plain strings. A process listens under its address while it is up;
+what arrives for one that is down is lost (a call to it fails after the delay, as
+a refused connection does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from raft.codec import decode_mail, encode_mail
+from raft.doors import Handler, Unreachable
+from raft.messages import Envelope
+
+
+@dataclass
+class Weather:
+    """How bad the network is. Seconds and probabilities."""
+
+    delay: tuple[float, float] = (0.0005, 0.002)
+    loss: float = 0.0
+    repeat: float = 0.0
+    long_delay: float = 0.0  # chance that a message takes up to 20 times as long: reordering
+
+
+@dataclass
+class _Process:
+    handler: Handler | None
+    on_post: Callable[[str, bytes], None] | None
+
+
+class SimNetwork:
+    def __init__(self, rng: Random, weather: Weather | None = None) -> None:
+        self._rng = rng
+        self.weather = weather or Weather()
+        self.cut: set[tuple[str, str]] = set()  # (from, to) that do not get through
+        self.sent: Counter[str] = Counter()  # messages and bytes, by kind
+        self.on_mail: Callable[[str, str, Sequence[Envelope]], None] = lambda source, target, mail: None
+        self._processes: dict[str, _Process] = {}
+
+    def listen(
+        self,
+        address: str,
+        handler: Handler | None = None,
+        on_post: Callable[[str, bytes], None] | None = None,
+    ) -> None:
+        self._processes[address] = _Process(handler, on_post)
+
+    def hang_up(self, address: str) -> None:
+        self._processes.pop(address, None)
+
+    # ---- partitions
+
+    def isolate(self, address: str, others: Iterable[str]) -> None:
+        for other in others:
+            if other != address:
+                self.cut |= {(address, other), (other, address)}
+
+    def partition(self, *sides: Sequence[str]) -> None:
+        """Only addresses on the same side hear each other; those named nowhere are untouched."""
+        for side in sides:
+            for other in sides:
+                if side is not other:
+                    self.cut |= {(a, b) for a in side for b in other}
+
+    def heal(self) -> None:
+        self.cut.clear()
+
+    # ---- traffic
+
+    def transmit(self, source: str, target: str, arrive: Callable[[], None]) -> None:
+        """Carry one message, if the weather lets it."""
+        rng, weather = self._rng, self.weather
+        copies = 1 + (rng.random() < weather.repeat)
+        for _ in range(copies):
+            lost = rng.random() < weather.loss
+            delay = rng.uniform(*weather.delay)
+            if rng.random() < weather.long_delay:
+                delay *= rng.uniform(1, 20)
+            if not lost and (source, target) not in self.cut:
+                asyncio.get_running_loop().call_later(delay, self._arrive, source, target, arrive)
+
+    def _arrive(self, source: str, target: str, arrive: Callable[[], None]) -> None:
+        if (source, target) not in self.cut:  # a cut takes what is under way as well
+            arrive()
+
+    def post(self, source: str, target: str, method: str, payload: bytes) -> None:
+        def arrive() -> None:
+            process = self._processes.get(target)
+            if process is not None and process.on_post is not None:
+                process.on_post(method, payload)
+
+        self.transmit(source, target, arrive)
+
+    async def call(self, source: str, target: str, method: str, payload: bytes, timeout: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        def refuse() -> None:
+            if not answer.done():
+                answer.set_exception(Unreachable(f"{target}: connection refused"))
+
+        def reply(payload: bytes) -> None:
+            if not answer.done():
+                answer.set_result(payload)
+
+        async def serve(process: _Process) -> None:
+            assert process.handler is not None
+            result = await process.handler(method, payload)
+            if self._processes.get(target) is process:
+                self.transmit(target, source, lambda: reply(result))
+
+        def arrive() -> None:
+            process = self._processes.get(target)
+            if process is None or process.handler is None:
+                self.transmit(target, source, refuse)
+            else:
+                loop.create_task(serve(process))
+
+        self.transmit(source, target, arrive)
+        try:
+            async with asyncio.timeout(timeout):
+                return await answer
+        except TimeoutError:
+            raise Unreachable(f"{target}: no answer within {timeout:.3g} s") from None
+
+
+class SimDialer:
+    """The `Dialer` door of one simulated process."""
+
+    def __init__(self, network: SimNetwork, address: str) -> None:
+        self._network, self._address = network, address
+
+    async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
+        return await self._network.call(self._address, address, method, payload, timeout)
+
+    async def close(self) -> None: ...
+
+
+class SimTransport:
+    """The `Transport` door of one simulated replica. Real encoding, simulated wire."""
+
+    def __init__(
+        self, network: SimNetwork, cluster: str, group: int, address: str, peers: dict[int, str]
+    ) -> None:
+        self._network, self._cluster, self._group = network, cluster, group
+        self._address, self._peers = address, peers
+
+    def send(self, envelopes: Sequence[Envelope]) -> None:
+        for envelope in envelopes:
+            mail = encode_mail(self._cluster, self._group, [envelope])
+            self._network.sent["messages"] += 1
+            self._network.sent["bytes"] += len(mail)
+            target = self._peers[envelope.to]
+            self._network.on_mail(self._address, target, [envelope])
+            self._network.post(self._address, target, "raft", mail)
+
+    def unpack(self, payload: bytes) -> list[Envelope]:
+        return decode_mail(self._cluster, self._group, payload)

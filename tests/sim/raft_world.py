@@ -1,0 +1,219 @@
+"""A Raft group in virtual time: production node, WAL and codec; simulated disk and network.
+
+The state machine is a list of what was applied. After every turn of a replica the
+properties of Figure 3 are checked across the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from random import Random
+
+from raft.core import Options
+from raft.errors import RaftError
+from raft.memory_state import InMemoryMachine
+from raft.node import NodeOptions
+from raft.quorum import Membership
+from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica, unstamp
+from raft.types import Entry, Kind, SnapshotMeta
+from tests.sim.disk import SimDisk
+from tests.sim.network import SimNetwork, SimTransport, Weather
+
+
+class ListMachine(InMemoryMachine):
+    """Appends every command to a list, and answers with its length."""
+
+    def __init__(self, directory, world: RaftWorld) -> None:
+        super().__init__(directory)
+        self.world = world
+        self.values: list[str] = []
+
+    def apply(self, entries: Sequence[Entry]) -> list[bytes]:
+        replies = []
+        for entry in entries:
+            assert entry.index == self._applied.index + 1, "a gap or a repetition"
+            if entry.kind is Kind.COMMAND:
+                self.values.append(unstamp(entry)[1].decode())
+            self.world.applied(entry)
+            self._applied = SnapshotMeta(entry.index, entry.term)
+            replies.append(str(len(self.values)).encode())
+        return replies
+
+    def dump(self) -> bytes:
+        return json.dumps(self.values).encode()
+
+    def load(self, data: bytes) -> None:
+        self.values = json.loads(data)
+
+
+class RaftWorld:
+    """`count` replicas with ids from 1. Every fault and every draw comes from `seed`."""
+
+    def __init__(
+        self,
+        count: int,
+        seed: int = 0,
+        core: Options | None = None,
+        compact_bytes: int = 1 << 20,
+        weather: Weather | None = None,
+    ) -> None:
+        self.rng = Random(seed)
+        self.network = SimNetwork(self.rng, weather)
+        self.network.on_mail = lambda source, target, mail: self.mail.extend(mail)
+        self.mail: list = []
+        self.ids = list(range(1, count + 1))
+        self.disks = {node: SimDisk(self.rng) for node in self.ids}
+        self.replicas: dict[int, ReplicatedMachine] = {}
+        self.options = ReplicaOptions(
+            node=NodeOptions(core=core or Options()), compact_bytes=compact_bytes, segment_bytes=4096
+        )
+        self.leaders: dict[int, int] = {}  # term -> who led it
+        self.committed: dict[int, tuple[int, bytes]] = {}  # index -> (term, data), as first applied
+
+    # ---- life and death
+
+    async def start(self, nodes: Iterable[int] | None = None) -> None:
+        for node in self.ids if nodes is None else nodes:
+            directory = self.disks[node].open()
+            machine = ListMachine(directory, self)
+            machine.recover()
+            peers = {other: f"n{other}" for other in self.ids if other != node}
+            transport = SimTransport(self.network, "c", 1, f"n{node}", peers)
+            replica = await open_replica(
+                node,
+                Membership(frozenset(self.ids)),
+                directory,
+                transport,
+                machine,
+                Random(self.rng.random()),
+                lambda: int(asyncio.get_running_loop().time() * 1000),
+                self.options,
+            )
+            replica.on_turn.append(lambda replica=replica: self.check(replica))
+            self.replicas[node] = replica
+
+            def on_post(method: str, payload: bytes, node=node, transport=transport) -> None:
+                self.replicas[node].node.receive(transport.unpack(payload))
+
+            self.network.listen(f"n{node}", on_post=on_post)
+
+    async def crash(self, nodes: Iterable[int]) -> None:
+        for node in nodes:
+            self.network.hang_up(f"n{node}")
+            self.disks[node].crash()
+            await self.replicas.pop(node).stop()
+
+    async def restart(self, *nodes: int) -> None:
+        await self.crash(nodes)
+        await self.start(nodes)
+
+    def isolate(self, *nodes: int) -> None:
+        for node in nodes:
+            self.network.isolate(f"n{node}", [f"n{other}" for other in self.ids])
+
+    def partition(self, *sides: Sequence[int]) -> None:
+        self.network.partition(*[[f"n{node}" for node in side] for side in sides])
+
+    # ---- looking
+
+    def core(self, node: int):
+        return self.replicas[node].core
+
+    def values(self, node: int) -> list[str]:
+        return self.replicas[node].machine.values
+
+    def leaders_now(self, among: Iterable[int] | None = None) -> list[int]:
+        nodes = self.replicas if among is None else among
+        return [node for node in nodes if node in self.replicas and self.core(node).is_leader]
+
+    async def until(self, condition: Callable[[], object], timeout: float = 30.0) -> None:
+        async with asyncio.timeout(timeout):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def leader(self, among: Iterable[int] | None = None, timeout: float = 30.0) -> int:
+        """Wait for a leader that has committed in its own term."""
+        nodes = list(self.replicas if among is None else among)
+
+        def ready() -> list[int]:
+            return [n for n in self.leaders_now(nodes) if self.core(n).commit_index >= self.core(n).role.term_start]
+
+        await self.until(ready, timeout)
+        return max(ready(), key=lambda node: self.core(node).term)
+
+    async def propose(self, value: str, among: Iterable[int] | None = None, timeout: float = 60.0) -> int:
+        """Have `value` committed through whoever leads, trying again when refused for sure.
+
+        An outcome that is not known is not tried again. Returns the leader that did it.
+        """
+        async with asyncio.timeout(timeout):
+            while True:
+                node = await self.leader(among)
+                try:
+                    await self.replicas[node].propose(value.encode())
+                    return node
+                except RaftError:
+                    await asyncio.sleep(0.01)
+
+    async def converge(self, nodes: Iterable[int] | None = None, timeout: float = 60.0) -> None:
+        """Wait until the replicas have applied the same entries, all there are."""
+        live = list(self.replicas if nodes is None else nodes)
+
+        def same() -> bool:
+            indexes = {self.core(n).handed_index for n in live}
+            return len(indexes) == 1 and indexes == {self.core(n).log.last_index for n in live}
+
+        await self.until(same, timeout)
+        assert len({tuple(self.values(node)) for node in live}) == 1, "replicas differ"
+
+    # ---- Figure 3
+
+    def applied(self, entry: Entry) -> None:
+        """State Machine Safety: nobody applies another entry at the same index."""
+        first = self.committed.setdefault(entry.index, (entry.term, entry.data))
+        assert first == (entry.term, entry.data), f"two entries were committed at index {entry.index}"
+
+    def check(self, replica: ReplicatedMachine) -> None:
+        core = replica.core
+        core.check()
+        if core.is_leader:  # Election Safety
+            leader = self.leaders.setdefault(core.term, core.id)
+            assert leader == core.id, f"{leader} and {core.id} both led term {core.term}"
+            for index, (term, _) in self.committed.items():  # Leader Completeness
+                if term < core.term and index > core.log.base_index:
+                    assert core.log.term_at(index) == term, f"the leader lacks committed entry {index}"
+        for other in self.replicas.values():  # Log Matching, at the ends
+            shared = min(core.log.last_index, other.core.log.last_index)
+            while shared > max(core.log.base_index, other.core.log.base_index):
+                if core.log.term_at(shared) == other.core.log.term_at(shared):
+                    ours = core.log.slice(shared, shared + 1, 1)
+                    assert ours == other.core.log.slice(shared, shared + 1, 1), "logs match in name only"
+                    break
+                shared -= 1
+
+
+def in_world(count: int, **options):
+    """Turn an async story about a `RaftWorld` into a test."""
+
+    def decorate(story: Callable[[RaftWorld], Awaitable[None]]):
+        def test() -> None:
+            from tests.sim.loop import run
+
+            async def main() -> None:
+                world = RaftWorld(count, **options)
+                await world.start()
+                try:
+                    await story(world)
+                finally:
+                    await world.crash(list(world.replicas))
+                for replica in world.replicas.values():
+                    assert replica.node.fault is None
+
+            run(main())
+
+        test.__name__, test.__doc__ = story.__name__, story.__doc__
+        return test
+
+    return decorate
