@@ -1,0 +1,32 @@
+"""How a server answers a call: one byte that says how it went, then the body or the reason.
+
+Both services use it, so that clients treat "ask another replica" alike.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Code(IntEnum):
+    OK = 0
+    NOT_LEADER = 1  # text: the leader's address, or empty; nothing was done
+    BUSY = 2  # nothing was queued; back off
+    RETRY = 3  # nothing is known, or nothing was done: ask again
+    BAD_REQUEST = 4  # text: what is wrong; asking again will not help
+    STOPPED = 5  # this replica is down; ask another
+
+
+def answer(body: bytes) -> bytes:
+    return b"\0" + body
+
+
+def refuse(code: Code, text: str = "") -> bytes:
+    return bytes([code]) + text.encode()
+
+
+def parse(data: bytes) -> tuple[Code, bytes]:
+    """(code, body). Raises ValueError for bytes that no server of this version sends."""
+    if not data:
+        raise ValueError("an empty answer")
+    return Code(data[0]), data[1:]

@@ -1,0 +1,173 @@
+"""The controller's state machine: the history of changes, the current map, and who asked for what.
+
+Deterministic: a refusal is a reply. Admin requests are exactly-once like writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raft.doors import Directory
+from raft.memory_state import InMemoryMachine
+from raft.rsm import unstamp
+from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
+from raft.types import Entry, Kind, SnapshotMeta
+from shardctrler import planner
+from shardctrler import shardctrler_pb2 as pb
+from shardctrler.codec import change_from_pb, change_to_pb, group_from_pb
+from shardctrler.planner import Refused
+from shardctrler.shard_map import Change, Config, Gid, Group
+
+
+class ControllerMachine(InMemoryMachine):
+    def __init__(self, directory: Directory, session_ttl_ms: int = DEFAULT_TTL_MS) -> None:
+        super().__init__(directory)
+        self._ttl_ms = session_ttl_ms
+        self._reset()
+
+    def _reset(self) -> None:
+        self.clock_ms = 0
+        self.config = Config()
+        self._changes: list[Change] = []
+        self._encoded: list[bytes] = []  # each change as it is stored and sent
+        self._next_shard = 2
+        self._sessions: dict[bytes, SessionRecord] = {}
+        self._last_addresses: dict[Gid, Group] = {}  # of every group there ever was
+
+    # ---- reading
+
+    def config_at(self, num: int) -> Config | None:
+        """Configuration `num` from the history; None if there is none yet."""
+        if num > self.config.num:
+            return None
+        if num == self.config.num:
+            return self.config
+        config = Config()
+        for change in self._changes[:num]:
+            config.apply(change)
+        return config
+
+    def changes_since(self, num: int, limit: int) -> list[pb.Change]:
+        """What follows configuration `num`, at most `limit` changes."""
+        return [pb.Change.FromString(data) for data in self._encoded[num : num + limit]]
+
+    # ---- applying
+
+    def apply(self, entries: Sequence[Entry]) -> list[bytes]:
+        replies = []
+        for entry in entries:
+            replies.append(self._apply(entry) if entry.kind is Kind.COMMAND else b"")
+            self._applied = SnapshotMeta(entry.index, entry.term)
+        return replies
+
+    def _apply(self, entry: Entry) -> bytes:
+        stamp, command = unstamp(entry)
+        request = pb.AdminRequest.FromString(command)
+        self._advance_clock(max(stamp, request.issued_ms))
+        if request.WhichOneof("op") == "initialize":  # idempotent by itself: proposed by leaders
+            self._carry_out(request)
+            return b""
+        record = self._sessions.get(request.session)
+        if record is None:
+            if not may_begin(request.issued_ms, self.clock_ms, self._ttl_ms):
+                return _refusal("SessionExpired", "the request is too old to be retried")
+            record = self._sessions[request.session] = SessionRecord()
+        record.used_ms = self.clock_ms
+        if request.seq in record.replies:
+            return record.replies[request.seq]
+        if request.seq < record.acked_below:
+            return _refusal("SessionExpired", "the request was answered before")
+        record.acknowledge(request.acked_below)
+        reply = self._carry_out(request)
+        record.replies[request.seq] = reply
+        return reply
+
+    def _advance_clock(self, now_ms: int) -> None:
+        if now_ms // 60_000 > self.clock_ms // 60_000:  # look once a minute of replicated time
+            oldest = now_ms - self._ttl_ms
+            self._sessions = {s: r for s, r in self._sessions.items() if r.used_ms > oldest}
+        self.clock_ms = max(self.clock_ms, now_ms)
+
+    def _carry_out(self, request: pb.AdminRequest) -> bytes:
+        try:
+            change = self._plan(request)
+        except Refused as refused:
+            return pb.AdminReply(
+                refusal=refused.kind, message=str(refused), num=self.config.num
+            ).SerializeToString()
+        if change is not None:
+            self._extend(self._with_addresses(change))
+        return pb.AdminReply(num=self.config.num).SerializeToString()
+
+    def _plan(self, request: pb.AdminRequest) -> Change | None:
+        config = self.config
+        match request.WhichOneof("op"):
+            case "join":
+                return planner.join(config, [group_from_pb(group) for group in request.join.groups])
+            case "leave":
+                return planner.leave(config, request.leave.gids)
+            case "move":
+                return planner.move(config, request.move.shard, request.move.gid)
+            case "split":
+                return planner.split(config, request.split.shard, request.split.key, self._next_shard)
+            case "merge":
+                return planner.merge(config, request.merge.shard)
+            case "rebalance":
+                change = planner.rebalance(config)
+                return change if change.moves else None
+            case "initialize":
+                return planner.initialize(config, request.initialize.shards)
+            case _:
+                raise Refused("BadRequest", "a request that this version does not know")
+
+    def _with_addresses(self, change: Change) -> Change:
+        """Say where a source that has left still listens: it hands its shards over."""
+        moves = tuple(
+            type(move)(
+                move.shard, move.start, move.end, self._last_addresses.get(move.source.gid), move.target
+            )
+            if move.source is not None and not move.source.addresses
+            else move
+            for move in change.moves
+        )
+        return Change(
+            change.num, change.joined, change.left, moves, change.split, change.merge, change.initial
+        )
+
+    def _extend(self, change: Change) -> None:
+        self.config.apply(change)
+        self._remember(change, change_to_pb(change).SerializeToString(deterministic=True))
+
+    def _remember(self, change: Change, encoded: bytes) -> None:
+        self._changes.append(change)
+        self._encoded.append(encoded)
+        for group in change.joined:
+            self._last_addresses[group.gid] = group
+        for shard in change.initial:
+            self._next_shard = max(self._next_shard, shard.id + 1)
+        if change.split is not None:
+            self._next_shard = change.split.new_shard + 1
+
+    # ---- the snapshot
+
+    def dump(self) -> bytes:
+        state = pb.State(clock_ms=self.clock_ms, next_shard=self._next_shard)
+        state.changes.extend(pb.Change.FromString(data) for data in self._encoded)
+        for session in sorted(self._sessions):
+            state.sessions.add(session=session, record=self._sessions[session].encode())
+        return state.SerializeToString(deterministic=True)
+
+    def load(self, data: bytes) -> None:
+        state = pb.State.FromString(data)
+        self._reset()
+        for message in state.changes:
+            change = change_from_pb(message)
+            self.config.apply(change)
+            self._remember(change, message.SerializeToString(deterministic=True))
+        self.config.check()
+        self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
+        self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}
+
+
+def _refusal(kind: str, message: str) -> bytes:
+    return pb.AdminReply(refusal=kind, message=message).SerializeToString()

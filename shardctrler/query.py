@@ -1,0 +1,135 @@
+"""The controller's client: for clerks, for groups and for the command line.
+
+Any replica is asked first; who is not the leader says who is. A call is tried
+again, at another replica and with jittered back-off, until it is answered or its
+time is up; admin requests carry an identity, so that trying again is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+from google.protobuf.message import Message
+
+from raft.answers import Code, parse
+from raft.doors import Dialer, Unreachable
+from shardctrler import shardctrler_pb2 as pb
+from shardctrler.codec import change_from_pb, config_from_pb
+from shardctrler.shard_map import Change, Config
+
+ATTEMPT_SECONDS = 1.0
+BACKOFF_SECONDS = (0.01, 0.5)
+
+
+class ControllerUnavailable(Exception):
+    """No controller replica gave an answer in time; the text says what was tried."""
+
+
+class BadQuery(Exception):
+    """The controller refused the call itself."""
+
+
+class AdminRefused(Exception):
+    """An admin request was refused and changed nothing. `kind` is for programs."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class ControllerClient:
+    """Talks to whichever replica answers. One per clerk, group or command; not thread-safe."""
+
+    def __init__(self, addresses: Sequence[str], dialer: Dialer, rng: Random) -> None:
+        assert addresses, "a controller has addresses"
+        self._addresses = list(addresses)
+        self._dialer, self._rng = dialer, rng
+        self._preferred = rng.choice(self._addresses)
+        self._session = rng.randbytes(16)
+        self._seq = 0
+        self.clock_ms = 0  # the newest replicated time heard of
+        self.cluster = ""
+
+    async def admin(self, request: pb.AdminRequest, timeout: float) -> int:
+        """Carry out an admin request, once; returns the number of the configuration it made.
+
+        Raises AdminRefused; ControllerUnavailable, after which it may or may not be done.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        if not self.clock_ms:
+            await self.changes(0, 0.0, timeout, limit=1)
+        self._seq += 1
+        request.session, request.seq, request.acked_below = self._session, self._seq, self._seq
+        request.issued_ms = self.clock_ms
+        left = deadline - asyncio.get_running_loop().time()
+        reply = pb.AdminReply.FromString(await self._call("ctl.admin", request, left))
+        if reply.refusal:
+            raise AdminRefused(reply.refusal, reply.message)
+        return reply.num
+
+    async def query(self, num: int | None, timeout: float) -> Config:
+        """Configuration `num`, or the latest, linearizably. Raises BadQuery, ControllerUnavailable."""
+        request = pb.QueryRequest(latest=num is None, num=num or 0)
+        return config_from_pb(pb.Config.FromString(await self._call("ctl.query", request, timeout)))
+
+    async def changes(
+        self, since: int, wait: float, timeout: float, limit: int = 0
+    ) -> list[Change]:
+        """What follows configuration `since`; waits up to `wait` seconds for news.
+
+        Raises ControllerUnavailable when nobody answers within `timeout` beyond that.
+        """
+        request = pb.ChangesRequest(since=since, wait_ms=int(wait * 1000), limit=limit)
+        body = await self._call("ctl.changes", request, timeout + wait, attempt=ATTEMPT_SECONDS + wait)
+        reply = pb.ChangesReply.FromString(body)
+        self.clock_ms = max(self.clock_ms, reply.clock_ms)
+        self.cluster = reply.cluster
+        return [change_from_pb(change) for change in reply.changes]
+
+    async def _call(
+        self,
+        method: str,
+        request: Message,
+        timeout: float,
+        attempt: float = ATTEMPT_SECONDS,
+    ) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        payload = request.SerializeToString()
+        backoff, tried = BACKOFF_SECONDS[0], dict[str, str]()
+        while True:
+            address = self._preferred
+            left = deadline - loop.time()
+            if left <= 0:
+                break
+            try:
+                code, body = parse(await self._dialer.call(address, method, payload, min(left, attempt)))
+            except (Unreachable, ValueError) as error:
+                tried[address] = str(error)
+                self._try_another()
+            else:
+                match code:
+                    case Code.OK:
+                        return body
+                    case Code.BAD_REQUEST:
+                        raise BadQuery(body.decode(errors="replace"))
+                    case Code.NOT_LEADER if body.decode(errors="replace") in self._addresses:
+                        tried[address] = "not the leader"
+                        self._preferred = body.decode()
+                        if self._preferred not in tried:
+                            continue  # a fresh hint: no reason to wait
+                    case _:
+                        tried[address] = f"{code.name} {body.decode(errors='replace')}".strip()
+                        self._try_another()
+            pause = min(backoff * self._rng.uniform(0.5, 1.5), deadline - loop.time())
+            backoff = min(backoff * 2, BACKOFF_SECONDS[1])
+            if pause > 0:
+                await asyncio.sleep(pause)
+        what = "; ".join(f"{address}: {why}" for address, why in sorted(tried.items())) or "no time"
+        raise ControllerUnavailable(f"no controller answered within {timeout:.3g} s ({what})")
+
+    def _try_another(self) -> None:
+        position = self._addresses.index(self._preferred)
+        self._preferred = self._addresses[(position + 1) % len(self._addresses)]

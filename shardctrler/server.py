@@ -1,0 +1,151 @@
+"""One controller replica as a server: admin requests, queries, and news of changes.
+
+Changes are committed facts, so every replica may tell them, and whoever waits for
+the next one is answered as soon as it is applied here. A query of the *latest*
+configuration is linearizable, on any replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from google.protobuf.message import DecodeError
+
+from raft.answers import Code, answer, refuse
+from raft.errors import Busy, Lost, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
+from raft.rsm import ReplicatedMachine
+from raft.types import NodeId
+from shardctrler import shardctrler_pb2 as pb
+from shardctrler.codec import config_to_pb
+from shardctrler.machine import ControllerMachine
+
+log = logging.getLogger(__name__)
+
+MAX_WAIT_MS = 60_000
+MAX_CHANGES = 256
+MAX_WAITING = 20_000  # long polls at once; beyond, Busy
+
+
+def refusal_of(error: RaftError, addresses: dict[NodeId, str]) -> bytes:
+    """How a server tells a client that its replica did not, or may not have, done it."""
+    match error:
+        case NotLeader(leader=leader):
+            return refuse(Code.NOT_LEADER, addresses.get(leader, ""))
+        case Busy():
+            return refuse(Code.BUSY, str(error))
+        case Lost() | OutcomeUnknown() | Transferring():
+            return refuse(Code.RETRY, str(error))
+        case Stopped():
+            return refuse(Code.STOPPED, str(error))
+        case _:
+            raise error
+
+
+class ControllerServer:
+    """Answers the calls of the controller. `addresses` are those of all its replicas."""
+
+    def __init__(
+        self, replica: ReplicatedMachine, addresses: dict[NodeId, str], cluster: str, initial_shards: int
+    ) -> None:
+        self.replica = replica
+        self._addresses, self._cluster, self._initial_shards = addresses, cluster, initial_shards
+        assert isinstance(replica.machine, ControllerMachine)
+        self.machine = replica.machine
+        self._news = asyncio.Event()
+        self._waiting = 0
+        self._known = self.machine.config.num
+        self._initializing: asyncio.Task[None] | None = None
+        replica.on_turn.append(self._turned)
+
+    async def handle(self, method: str, payload: bytes) -> bytes:
+        """Answer one call; bad input is answered too."""
+        try:
+            match method:
+                case "ctl.admin":
+                    return answer(await self.admin(pb.AdminRequest.FromString(payload)))
+                case "ctl.query":
+                    return await self._query(pb.QueryRequest.FromString(payload))
+                case "ctl.changes":
+                    return await self._changes(pb.ChangesRequest.FromString(payload))
+                case "ctl.status":
+                    return answer(self._status())
+                case _:
+                    return refuse(Code.BAD_REQUEST, f"the controller has no call {method!r}")
+        except DecodeError as error:
+            return refuse(Code.BAD_REQUEST, f"not a request: {error}")
+        except RaftError as error:
+            return refusal_of(error, self._addresses)
+
+    async def admin(self, request: pb.AdminRequest) -> bytes:
+        """Carry out an admin request. Raises RaftError."""
+        if len(request.session) != 16 or request.WhichOneof("op") in (None, "initialize"):
+            reply = pb.AdminReply(refusal="BadRequest", message="no operation, or no session of 16 bytes")
+            return reply.SerializeToString()
+        return await self.replica.propose(request.SerializeToString())
+
+    async def query(self, request: pb.QueryRequest) -> pb.Config | None:
+        """The configuration asked for; None if there is none yet. Raises RaftError."""
+        await self.replica.read_barrier()
+        config = self.machine.config if request.latest else self.machine.config_at(request.num)
+        return None if config is None else config_to_pb(config)
+
+    async def _query(self, request: pb.QueryRequest) -> bytes:
+        config = await self.query(request)
+        if config is None:
+            return refuse(Code.BAD_REQUEST, f"there is no configuration {request.num} yet")
+        return answer(config.SerializeToString())
+
+    async def _changes(self, request: pb.ChangesRequest) -> bytes:
+        if self.machine.config.num <= request.since and request.wait_ms:
+            if self._waiting >= MAX_WAITING:
+                return refuse(Code.BUSY, f"{self._waiting} clients wait for news")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(min(request.wait_ms, MAX_WAIT_MS) / 1000):
+                    while self.machine.config.num <= request.since:
+                        await self._news.wait()
+            except TimeoutError:
+                pass  # no news is an answer
+            finally:
+                self._waiting -= 1
+        if self.replica.node.stopped:
+            raise Stopped("this replica has stopped")
+        reply = pb.ChangesReply(
+            num=self.machine.config.num, clock_ms=self.machine.clock_ms, cluster=self._cluster
+        )
+        limit = min(request.limit or MAX_CHANGES, MAX_CHANGES)
+        reply.changes.extend(self.machine.changes_since(request.since, limit))
+        return answer(reply.SerializeToString())
+
+    def _status(self) -> bytes:
+        core = self.replica.core
+        return json.dumps(
+            {
+                "role": "leader" if core.is_leader else "follower",
+                "leader": self._addresses.get(core.leader, ""),
+                "term": core.term,
+                "commit_index": core.commit_index,
+                "applied_index": self.machine.applied.index,
+                "config_num": self.machine.config.num,
+            }
+        ).encode()
+
+    def _turned(self) -> None:
+        if self.machine.config.num != self._known or self.replica.node.stopped:
+            self._known = self.machine.config.num
+            self._news.set()
+            self._news = asyncio.Event()
+        if self.replica.is_leader and self.machine.config.num == 0 and self._initializing is None:
+            self._initializing = asyncio.get_running_loop().create_task(self._initialize())
+
+    async def _initialize(self) -> None:
+        """The first leader pre-splits the key space; a second attempt finds it done."""
+        request = pb.AdminRequest(initialize=pb.Initialize(shards=self._initial_shards))
+        try:
+            await self.replica.propose(request.SerializeToString())
+        except RaftError as error:
+            log.info("pre-splitting is left to the next leader: %s", error)
+        finally:
+            self._initializing = None

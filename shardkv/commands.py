@@ -1,0 +1,34 @@
+"""What a group's log holds besides no-ops: client frames, and the steps of configurations and hand-overs.
+
+    command  kind u8; a client frame: largest value u32 (the leader's limit, so that all
+             replicas judge an append alike), the frame; the others: a protobuf message
+"""
+
+from __future__ import annotations
+
+import struct
+
+from shardkv import shardkv_pb2 as pb
+
+FRAME, LEARN, INSTALL, CLOSE, RELEASE = 1, 2, 3, 4, 5
+FRAME_HEADER = struct.Struct("<BI")
+
+
+def frame(frame_bytes: bytes, max_value_bytes: int) -> bytes:
+    return FRAME_HEADER.pack(FRAME, max_value_bytes) + frame_bytes
+
+
+def learn(changes: list[bytes]) -> bytes:
+    return bytes([LEARN]) + pb.Learn(changes=changes).SerializeToString()
+
+
+def install(message: pb.Install) -> bytes:
+    return bytes([INSTALL]) + message.SerializeToString()
+
+
+def close(shard: int, epoch: int) -> bytes:
+    return bytes([CLOSE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def release(shard: int, epoch: int) -> bytes:
+    return bytes([RELEASE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()

@@ -1,0 +1,155 @@
+"""The storage engine: ordered keys, atomic batches, snapshots. The interface, and the one in memory.
+
+What an engine writes is one atomic step together with the applied index. Nothing
+is durable until `flush`, and then everything up to some index is: the raft log
+replays the rest after a crash.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from sortedcontainers import SortedDict
+
+from raft.memory_state import InMemoryMachine
+from raft.snapshot import SnapshotSource
+from raft.types import Index, SnapshotMeta
+
+Range = tuple[bytes, bytes]
+PAIR = struct.Struct("<II")
+
+
+class Engine(Protocol):
+    """Keys are bytes in byte order."""
+
+    @property
+    def applied(self) -> SnapshotMeta: ...
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < end. Not to be used across a write."""
+
+    def write(
+        self, deleted: Sequence[Range], changes: dict[bytes, bytes | None], applied: SnapshotMeta
+    ) -> None:
+        """Delete the ranges, then put (or, for None, delete) the keys, and note what was applied."""
+
+    def reclaim(self, start: bytes, end: bytes) -> None:
+        """Give the space of a deleted range back to the disk, in the background."""
+
+    async def flush(self) -> Index: ...
+
+    async def open_snapshot(self) -> SnapshotSource: ...
+
+    def open_sink(self, meta: SnapshotMeta) -> Any: ...
+
+    def install(self, meta: SnapshotMeta, sink: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MemoryEngine(InMemoryMachine):
+    """All in memory, for the simulator and for `--ephemeral`; flushed as one state file."""
+
+    def __init__(self, directory: Any) -> None:
+        super().__init__(directory)
+        self._pairs = SortedDict()
+        self.recover()
+
+    def get(self, key: bytes) -> bytes | None:
+        value: bytes | None = self._pairs.get(key)
+        return value
+
+    def multi_get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._pairs.get(key) for key in keys]
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        pairs = self._pairs
+        for key in pairs.irange(start, end, inclusive=(True, False)):
+            yield key, pairs[key]
+
+    def write(
+        self, deleted: Sequence[Range], changes: dict[bytes, bytes | None], applied: SnapshotMeta
+    ) -> None:
+        for start, end in deleted:
+            for key in list(self._pairs.irange(start, end, inclusive=(True, False))):
+                del self._pairs[key]
+        for key, value in changes.items():
+            if value is None:
+                self._pairs.pop(key, None)
+            else:
+                self._pairs[key] = value
+        self._applied = applied
+
+    def reclaim(self, start: bytes, end: bytes) -> None:
+        """Memory is given back already."""
+
+    def dump(self) -> bytes:
+        parts = []
+        for key, value in self._pairs.items():
+            parts += (PAIR.pack(len(key), len(value)), key, value)
+        return b"".join(parts)
+
+    def load(self, data: bytes) -> None:
+        pairs, offset = {}, 0
+        while offset < len(data):
+            key_length, value_length = PAIR.unpack_from(data, offset)
+            middle = offset + PAIR.size + key_length
+            pairs[data[offset + PAIR.size : middle]] = data[middle : middle + value_length]
+            offset = middle + value_length
+        self._pairs = SortedDict(pairs)
+
+
+class Batch:
+    """Changes on top of an engine that are not written yet. Reads see them."""
+
+    __slots__ = ("_deleted", "_engine", "changes")
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._deleted: list[Range] = []
+        self.changes: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        if key in self.changes:
+            return self.changes[key]
+        if any(start <= key < end for start, end in self._deleted):
+            return None
+        return self._engine.get(key)
+
+    def scan(self, start: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
+        """What the engine will hold in [start, end) once this is written."""
+        pairs = {
+            key: value
+            for key, value in self._engine.scan(start, end)
+            if not any(low <= key < high for low, high in self._deleted)
+        }
+        for key, value in self.changes.items():
+            if start <= key < end:
+                if value is None:
+                    pairs.pop(key, None)
+                else:
+                    pairs[key] = value
+        return sorted(pairs.items())
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.changes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        self.changes[key] = None
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """Everything in [start, end), what this batch has put there as well."""
+        for key in [key for key in self.changes if start <= key < end]:
+            del self.changes[key]
+        self._deleted.append((start, end))
+
+    def commit(self, applied: SnapshotMeta) -> None:
+        """Write it all, atomically. The batch is empty afterwards."""
+        self._engine.write(self._deleted, self.changes, applied)
+        self._deleted, self.changes = [], {}

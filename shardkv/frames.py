@@ -1,0 +1,329 @@
+"""Client frames: many operations as columns of bytes. Pure, shared by clerk and server, and hot.
+
+    frame    header (magic, version, kind, sections, configuration number, issued_ms, body length)
+    section  header (shard, session, acked_below, count, bytes of blob)
+             kinds[count] u8 | seqs[count] u64 (writes) | key lengths u32 | value lengths u32 | blob
+    blob     key, value, key, value, …
+
+    reply    header (replicated clock in ms, sections), then for each section of the frame:
+             status u8, gid and addresses of who may serve it (when refused),
+             count, statuses u8 | value lengths u32 | blob
+
+A leader looks at the columns of lengths (`check_frame`), never at the operations:
+the bytes go into the log as they came. Columns are unpacked by C code; per
+operation there are two slices and nothing else.
+
+A cas packs `expected` and `new` into its value; a scan packs `end` and `limit`.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = b"SKF"
+VERSION = 1
+FRAME = struct.Struct("<3sBBHQQ")  # magic, version, kind, sections, configuration, issued_ms
+SECTION = struct.Struct("<Q16sQII")  # shard, session, acked_below, count, blob bytes
+REPLY = struct.Struct("<QH")
+REPLY_SECTION = struct.Struct("<BQHII")  # status, gid, length of addresses, count, blob bytes
+CAS = struct.Struct("<BI")  # whether a value is expected (else absence), its length
+SCAN = struct.Struct("<BII")  # whether there is an end, its length, limit
+NO_SESSION = b"\0" * 16
+
+WRITE, READ = 1, 2  # kinds of frame
+PUT, APPEND, DELETE, CAS_OP = 1, 2, 3, 4  # kinds of write
+GET, SCAN_OP = 5, 6  # kinds of read
+MAX_SECTIONS = 4096
+
+
+class Status(IntEnum):
+    """How one operation went."""
+
+    OK = 0
+    NOT_FOUND = 1  # get, delete: the key is absent
+    CAS_FAILED = 2  # the value was another
+    SESSION_EXPIRED = 3  # too old to be retried; not done now
+    WRONG_SHARD = 4  # the key is outside the shard, which was split; not done
+    VALUE_TOO_LARGE = 5  # an append would make the value too large; not done
+    BAD_OPERATION = 6  # unknown kind, or malformed; not done
+
+
+class SectionStatus(IntEnum):
+    OK = 0
+    WRONG_GROUP = 1  # nothing was done; the reply names who may serve the shard, if known
+    NOT_READY = 2  # nothing was done; this replica has not come so far, ask again
+
+
+class MalformedFrame(ValueError):
+    """Bytes that are no frame. Nothing of it was done."""
+
+
+class KeyTooLargeError(MalformedFrame):
+    """A key in the frame is empty or beyond the server's limit."""
+
+
+class ValueTooLargeError(MalformedFrame):
+    """A value in the frame is beyond the server's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a server takes, in bytes."""
+
+    key_bytes: int = 4096
+    value_bytes: int = 1 << 20
+    frame_bytes: int = 8 << 20
+
+
+@dataclass(slots=True)
+class Section:
+    """The operations of one frame on one shard, unpacked."""
+
+    shard: int
+    session: bytes
+    acked_below: int
+    kinds: bytes
+    seqs: array[int]
+    keys: list[bytes]
+    values: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    kind: int
+    sections: int
+    config_num: int
+    issued_ms: int
+
+
+def pack_section(  # hot: runs per operation
+    shard: int,
+    session: bytes,
+    acked_below: int,
+    kinds: bytes,
+    seqs: Sequence[int],
+    keys: Sequence[bytes],
+    values: Sequence[bytes],
+) -> bytes:
+    """One section. `seqs` is empty in a read frame."""
+    pairs: list[bytes] = [b""] * (2 * len(keys))
+    pairs[::2] = keys
+    pairs[1::2] = values
+    blob = b"".join(pairs)
+    return b"".join(
+        (
+            SECTION.pack(shard, session, acked_below, len(keys), len(blob)),
+            kinds,
+            array("Q", seqs).tobytes(),
+            array("I", map(len, keys)).tobytes(),
+            array("I", map(len, values)).tobytes(),
+            blob,
+        )
+    )
+
+
+def pack_frame(kind: int, config_num: int, issued_ms: int, sections: Sequence[bytes]) -> bytes:
+    return FRAME.pack(MAGIC, VERSION, kind, len(sections), config_num, issued_ms) + b"".join(sections)
+
+
+def read_header(frame: bytes) -> FrameHeader:
+    """Raises MalformedFrame."""
+    if len(frame) < FRAME.size:
+        raise MalformedFrame(f"a frame of {len(frame)} bytes")
+    magic, version, kind, sections, config_num, issued_ms = FRAME.unpack_from(frame)
+    if magic != MAGIC:
+        raise MalformedFrame("not a frame")
+    if version != VERSION:
+        raise MalformedFrame(f"frame version {version}, this server reads {VERSION}")
+    if kind not in (WRITE, READ) or not 0 < sections <= MAX_SECTIONS:
+        raise MalformedFrame(f"a frame of kind {kind} with {sections} sections")
+    return FrameHeader(kind, sections, config_num, issued_ms)
+
+
+def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:
+    """Refuse what could not be applied, looking at lengths alone. Raises MalformedFrame and its kin."""
+    if len(frame) > limits.frame_bytes:
+        raise MalformedFrame(f"a frame of {len(frame)} bytes; the limit is {limits.frame_bytes}")
+    header = read_header(frame)
+    if header.kind != kind:
+        raise MalformedFrame(f"a frame of kind {header.kind} where {kind} belongs")
+    offset = FRAME.size
+    for _ in range(header.sections):
+        if offset + SECTION.size > len(frame):
+            raise MalformedFrame("a section is cut short")
+        _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)
+        offset += SECTION.size
+        fixed = count * (17 if kind == WRITE else 9)
+        if count == 0 or offset + fixed + blob_bytes > len(frame):
+            raise MalformedFrame("a section is empty or cut short")
+        lengths = array("I", frame[offset + fixed - 8 * count : offset + fixed])
+        if sum(lengths) != blob_bytes:
+            raise MalformedFrame("lengths that do not add up")
+        longest_key, shortest_key = max(lengths[:count]), min(lengths[:count])
+        if longest_key > limits.key_bytes:
+            raise KeyTooLargeError(f"a key of {longest_key} bytes; the limit is {limits.key_bytes}")
+        if kind == WRITE and shortest_key == 0:
+            raise KeyTooLargeError("an empty key")
+        longest = max(lengths[count:])
+        if longest > 2 * limits.value_bytes + CAS.size:
+            raise ValueTooLargeError(f"a value of {longest} bytes; the limit is {limits.value_bytes}")
+        if longest > limits.value_bytes:
+            _check_values(frame[offset : offset + count], lengths[count:], limits)
+        offset += fixed + blob_bytes
+    if offset != len(frame):
+        raise MalformedFrame("bytes after the last section")
+    return header
+
+
+def _check_values(kinds: bytes, lengths: array[int], limits: Limits) -> None:
+    """Some value is large: only a cas, which carries two, may be so."""
+    for kind, length in zip(kinds, lengths, strict=True):
+        if length > limits.value_bytes and kind != CAS_OP:
+            raise ValueTooLargeError(f"a value of {length} bytes; the limit is {limits.value_bytes}")
+
+
+def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operation
+    """The sections of a frame that `check_frame` has passed."""
+    _, _, kind, sections, _, _ = FRAME.unpack_from(frame)
+    offset = FRAME.size
+    for _ in range(sections):
+        shard, session, acked_below, count, _ = SECTION.unpack_from(frame, offset)
+        offset += SECTION.size
+        kinds = frame[offset : offset + count]
+        offset += count
+        seqs = array("Q")
+        if kind == WRITE:
+            seqs.frombytes(frame[offset : offset + 8 * count])
+            offset += 8 * count
+        lengths = array("I", frame[offset : offset + 8 * count])
+        offset += 8 * count
+        keys, values = [], []
+        for key_length, value_length in zip(lengths[:count], lengths[count:], strict=True):
+            middle = offset + key_length
+            keys.append(frame[offset:middle])
+            offset = middle + value_length
+            values.append(frame[middle:offset])
+        yield Section(shard, session, acked_below, kinds, seqs, keys, values)
+
+
+# ---- operations with two arguments
+
+
+def pack_cas(expected: bytes | None, new: bytes) -> bytes:
+    if expected is None:
+        return CAS.pack(0, 0) + new
+    return CAS.pack(1, len(expected)) + expected + new
+
+
+def unpack_cas(value: bytes) -> tuple[bytes | None, bytes]:
+    """(expected, new). Raises MalformedFrame."""
+    if len(value) < CAS.size:
+        raise MalformedFrame("a cas without its arguments")
+    present, length = CAS.unpack_from(value)
+    if CAS.size + length > len(value):
+        raise MalformedFrame("a cas whose expected value is cut short")
+    expected = value[CAS.size : CAS.size + length]
+    return expected if present else None, value[CAS.size + length :]
+
+
+def pack_scan(end: bytes, limit: int) -> bytes:
+    return SCAN.pack(bool(end), len(end), limit) + end
+
+
+def unpack_scan(value: bytes) -> tuple[bytes, int]:
+    """(end, limit); an empty end is open. Raises MalformedFrame."""
+    if len(value) < SCAN.size:
+        raise MalformedFrame("a scan without its arguments")
+    _, length, limit = SCAN.unpack_from(value)
+    return value[SCAN.size : SCAN.size + length], limit
+
+
+# ---- replies
+
+
+def pack_reply(clock_ms: int, sections: Sequence[bytes]) -> bytes:
+    return REPLY.pack(clock_ms, len(sections)) + b"".join(sections)
+
+
+def pack_results(statuses: bytes, values: Sequence[bytes] | None) -> bytes:
+    """A section's results; `values` None when every one is empty."""
+    count = len(statuses)
+    if values is None:
+        return REPLY_SECTION.pack(SectionStatus.OK, 0, 0, count, 0) + statuses + bytes(4 * count)
+    blob = b"".join(values)
+    lengths = array("I", map(len, values)).tobytes()
+    return REPLY_SECTION.pack(SectionStatus.OK, 0, 0, count, len(blob)) + statuses + lengths + blob
+
+
+def pack_refusal(status: SectionStatus, gid: int = 0, addresses: Sequence[str] = ()) -> bytes:
+    where = ",".join(addresses).encode()
+    return REPLY_SECTION.pack(status, gid, len(where), 0, 0) + where
+
+
+@dataclass(slots=True)
+class SectionReply:
+    status: SectionStatus
+    gid: int
+    addresses: tuple[str, ...]
+    statuses: bytes
+    values: list[bytes]
+
+
+def unpack_reply(data: bytes) -> tuple[int, list[SectionReply]]:  # hot: runs per operation
+    """(replicated clock in ms, replies by section). Raises MalformedFrame."""
+    try:
+        clock_ms, count = REPLY.unpack_from(data)
+        offset, replies = REPLY.size, []
+        for _ in range(count):
+            status, gid, where_length, ops, _ = REPLY_SECTION.unpack_from(data, offset)
+            offset += REPLY_SECTION.size
+            where = data[offset : offset + where_length].decode()
+            offset += where_length
+            statuses = data[offset : offset + ops]
+            offset += ops
+            lengths = array("I", data[offset : offset + 4 * ops])
+            offset += 4 * ops
+            values = []
+            for length in lengths:
+                values.append(data[offset : offset + length])
+                offset += length
+            addresses = tuple(where.split(",")) if where else ()
+            replies.append(SectionReply(SectionStatus(status), gid, addresses, statuses, values))
+        if offset != len(data):
+            raise MalformedFrame("a reply of another length than it says")
+        return clock_ms, replies
+    except (struct.error, ValueError) as error:
+        raise MalformedFrame(f"not a reply: {error}") from None
+
+
+# ---- pages of a scan
+
+PAGE = struct.Struct("<BII")  # finished, length of the cursor, pairs
+
+
+def pack_page(finished: bool, cursor: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Pairs in key order, and where the next page begins unless the scan is finished."""
+    flat = [part for pair in pairs for part in pair]
+    lengths = array("I", map(len, flat)).tobytes()
+    return PAGE.pack(finished, len(cursor), len(pairs)) + cursor + lengths + b"".join(flat)
+
+
+def unpack_page(data: bytes) -> tuple[bool, bytes, list[tuple[bytes, bytes]]]:
+    """(finished, cursor, pairs). Raises MalformedFrame."""
+    try:
+        finished, cursor_length, count = PAGE.unpack_from(data)
+        offset = PAGE.size + cursor_length
+        cursor = data[PAGE.size : offset]
+        lengths = array("I", data[offset : offset + 8 * count])
+        offset += 8 * count
+        parts = []
+        for length in lengths:
+            parts.append(data[offset : offset + length])
+            offset += length
+        return bool(finished), cursor, list(zip(parts[::2], parts[1::2], strict=True))
+    except (struct.error, ValueError) as error:
+        raise MalformedFrame(f"not a page: {error}") from None

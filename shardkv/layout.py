@@ -1,0 +1,42 @@
+"""Where things are in the engine's key space. Pure.
+
+    m…                  the group's own state: configuration number, clock, ownership rows
+    d<key>              data, in the order of the keys: a split moves nothing
+    s<shard><session>   exactly-once records
+    j<shard><position>  keys changed while the shard is being lent: the copy's journal
+"""
+
+from __future__ import annotations
+
+CONFIG_NUM = b"mconfig"
+CLOCK = b"mclock"
+ROW = b"mrow"
+
+
+def data_key(key: bytes) -> bytes:
+    return b"d" + key
+
+
+def data_range(start: bytes, end: bytes) -> tuple[bytes, bytes]:
+    """The engine's range for the keys in [start, end); an empty end is open."""
+    return b"d" + start, b"d" + end if end else b"e"
+
+
+def row_key(shard: int) -> bytes:
+    return ROW + shard.to_bytes(8, "big")
+
+
+def record_key(shard: int, session: bytes) -> bytes:
+    return b"s" + shard.to_bytes(8, "big") + session
+
+
+def record_range(shard: int) -> tuple[bytes, bytes]:
+    return b"s" + shard.to_bytes(8, "big"), b"s" + (shard + 1).to_bytes(8, "big")
+
+
+def journal_key(shard: int, position: int) -> bytes:
+    return b"j" + shard.to_bytes(8, "big") + position.to_bytes(8, "big")
+
+
+def journal_range(shard: int, start: int = 0) -> tuple[bytes, bytes]:
+    return journal_key(shard, start), b"j" + (shard + 1).to_bytes(8, "big")

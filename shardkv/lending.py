@@ -1,0 +1,91 @@
+"""The giver's side of a hand-over: answers "this shard, this epoch, from this cursor".
+
+A copy runs through three phases. Records and data are scanned in key order while
+the shard is served, so the copy is fuzzy; the journal then names every item that
+changed since the loan began, and replaying it with *current* values makes the copy
+exact. Once the shard is frozen and the cursor is at the journal's end, the copy is
+complete. Nothing here changes state: every answer is read from what is applied, so
+any replica may give it, and any message may be lost or repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from shardkv import layout
+from shardkv import shardkv_pb2 as pb
+from shardkv.engine import Engine
+from shardkv.machine import ShardMachine
+from shardkv.ownership import DATA, JOURNAL, RECORDS, Cursor, Row, State
+from shardkv.rows import cursor_from_pb, cursor_to_pb
+
+CHUNK_BYTES = 512 << 10
+JOURNAL_KEYS = 4096  # looked at for one chunk
+CLOSE_AT = 512  # journal entries left, at most, when the giver stops serving
+
+
+def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
+    """The row, if this replica has come to that hand-over and still has the copy."""
+    row = machine.ownership.rows.get(shard)
+    if row is None or row.epoch != epoch or row.state not in (State.LENDING, State.FROZEN):
+        return None
+    return row
+
+
+def should_close(row: Row, request: pb.PullRequest) -> bool:
+    """Whether so little is left after this request that serving may stop for it."""
+    cursor = cursor_from_pb(getattr(request, "from"))
+    return row.state is State.LENDING and cursor.phase == JOURNAL and row.journal - cursor.position <= CLOSE_AT
+
+
+def pull(machine: ShardMachine, request: pb.PullRequest, chunk_bytes: int = CHUNK_BYTES) -> pb.PullReply:
+    """The next chunk of the copy. `ready` false: not lent here yet, or not any more."""
+    row = lent_row(machine, request.shard, request.epoch)
+    if row is None:
+        return pb.PullReply(ready=False)
+    cursor = cursor_from_pb(getattr(request, "from"))
+    reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms)
+    size = 0
+    # One chunk may span phases, so that a small shard takes few round trips.
+    while size < chunk_bytes:
+        if cursor.phase == JOURNAL:
+            cursor, size = _replay(machine.engine, row, cursor, reply, size, chunk_bytes)
+            break
+        start, end = layout.record_range(row.shard) if cursor.phase == RECORDS else layout.data_range(row.start, row.end)
+        cursor, size = _copy(machine.engine, cursor, max(start, cursor.key), end, reply, size, chunk_bytes)
+    reply.next.CopyFrom(cursor_to_pb(cursor))
+    reply.final = row.state is State.FROZEN and cursor == Cursor(JOURNAL, b"", row.journal)
+    return reply
+
+
+def _copy(
+    engine: Engine, cursor: Cursor, start: bytes, end: bytes, reply: pb.PullReply, size: int, limit: int
+) -> tuple[Cursor, int]:
+    for key, value in engine.scan(start, end):
+        if size >= limit:
+            return Cursor(cursor.phase, key), size
+        reply.items.add(key=key, value=value)
+        size += len(key) + len(value)
+    return Cursor(DATA if cursor.phase == RECORDS else JOURNAL), size
+
+
+def _replay(
+    engine: Engine, row: Row, cursor: Cursor, reply: pb.PullReply, size: int, limit: int
+) -> tuple[Cursor, int]:
+    """Items that changed from the cursor on, each once, as they are now."""
+    position = cursor.position
+    seen: set[bytes] = set()
+    for key in _journal(engine, row, position):
+        if size >= limit or position - cursor.position >= JOURNAL_KEYS:
+            break
+        position += 1
+        if key not in seen:
+            seen.add(key)
+            value = engine.get(key)
+            reply.items.add(key=key, value=value or b"", absent=value is None)
+            size += len(key) + len(value or b"")
+    return Cursor(JOURNAL, b"", position), size
+
+
+def _journal(engine: Engine, row: Row, position: int) -> Iterator[bytes]:
+    return (key for _, key in engine.scan(*layout.journal_range(row.shard, position)))

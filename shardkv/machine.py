@@ -1,0 +1,322 @@
+"""The group's state machine: ownership first, then the exactly-once record, then the operation.
+
+`apply` takes the entries that became committed together, decodes each frame once,
+and writes one engine batch with all effects, changed records and the applied index.
+Entries that change ownership end the batch before them, since they rearrange what
+operations rest on.
+
+Deterministic: whatever a client or a peer sends, refusals are replies. An exception
+is a bug or a broken disk, and stops the replica.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raft.rsm import unstamp
+from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
+from raft.snapshot import SnapshotSource
+from raft.types import Entry, Index, Kind, SnapshotMeta
+from shardctrler import shardctrler_pb2 as ctl
+from shardctrler.codec import change_from_pb
+from shardkv import commands, frames, layout
+from shardkv import shardkv_pb2 as pb
+from shardkv.engine import Batch, Engine
+from shardkv.frames import CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
+from shardkv.frames import APPEND as APPEND_OP
+from shardkv.ownership import CopyRecords, Drop, Effect, MergeRecords, Ownership, Row, State
+from shardkv.records import Records
+from shardkv.rows import cursor_from_pb, decode_row, encode_row
+
+OK = b""  # the reply that most writes leave in the record
+NOT_FOUND = bytes([Status.NOT_FOUND])
+CAS_FAILED = bytes([Status.CAS_FAILED])
+SWEEP_MS = 60_000
+
+
+class ShardMachine:
+    """One group's replicated state; see `raft.rsm.StateMachine`."""
+
+    def __init__(self, gid: int, engine: Engine, session_ttl_ms: int = DEFAULT_TTL_MS) -> None:
+        self.gid = gid
+        self.engine = engine
+        self._ttl_ms = session_ttl_ms
+        self.operations = 0  # applied since the start, for status
+        self._load()
+
+    def _load(self) -> None:
+        """Read what is kept in memory from the engine."""
+        rows = {}
+        for _, value in self.engine.scan(layout.ROW, layout.ROW + b"\xff"):
+            row = decode_row(value)
+            rows[row.shard] = row
+        config_num = int.from_bytes(self.engine.get(layout.CONFIG_NUM) or b"", "big")
+        self.ownership = Ownership(self.gid, config_num, rows)
+        self.clock_ms = int.from_bytes(self.engine.get(layout.CLOCK) or b"", "big")
+        self._records = Records(self.engine)
+        self._batch = Batch(self.engine)
+        self._before = self.applied  # the last entry whose effects are all in the batch or the engine
+
+    # ---- the state machine's protocol
+
+    @property
+    def applied(self) -> SnapshotMeta:
+        return self.engine.applied
+
+    async def flush(self) -> Index:
+        return await self.engine.flush()
+
+    async def open_snapshot(self) -> SnapshotSource:
+        return await self.engine.open_snapshot()
+
+    def open_sink(self, meta: SnapshotMeta):  # type: ignore[no-untyped-def]
+        return self.engine.open_sink(meta)
+
+    def install(self, meta: SnapshotMeta, sink) -> None:  # type: ignore[no-untyped-def]
+        self.engine.install(meta, sink)
+        self._load()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def apply(self, entries: Sequence[Entry]) -> list[bytes]:
+        replies = []
+        self._before = self.applied
+        for entry in entries:
+            meta = SnapshotMeta(entry.index, entry.term)
+            if entry.kind is Kind.NOOP:
+                replies.append(b"")
+            else:
+                stamp, command = unstamp(entry)
+                if command[0] == commands.FRAME:
+                    replies.append(self._apply_frame(stamp, command))
+                else:
+                    self._commit(self._before)
+                    self._advance_clock(stamp)
+                    replies.append(self._apply_step(command, meta))
+            self._before = meta
+        self._commit(self._before)
+        return replies
+
+    def _commit(self, applied: SnapshotMeta) -> None:
+        """Write the batch: operations, records, journals, clock, rows and applied index, in one."""
+        batch = self._batch
+        self._journal(batch, self._records.store(batch))
+        batch.put(layout.CLOCK, self.clock_ms.to_bytes(8, "big"))
+        ownership = self.ownership
+        if ownership.changed:
+            batch.put(layout.CONFIG_NUM, ownership.config_num.to_bytes(8, "big"))
+            for shard in sorted(ownership.changed):
+                batch.put(layout.row_key(shard), encode_row(ownership.rows[shard]))
+            ownership.changed.clear()
+        batch.commit(applied)
+        self._records.trim()
+
+    def _journal(self, batch: Batch, records: list[tuple[int, bytes]]) -> None:
+        """Note which items of shards on loan this batch changes, for the next owner to fetch again."""
+        for row in list(self.ownership.in_state(State.LENDING)):
+            start, end = layout.data_range(row.start, row.end)
+            keys = [key for key in batch.changes if start <= key < end]
+            keys += [key for shard, key in records if shard == row.shard]
+            for key in keys:
+                batch.put(layout.journal_key(row.shard, row.journal), key)
+                row.journal += 1
+            if keys:
+                self.ownership.changed.add(row.shard)
+
+    def _advance_clock(self, now_ms: int) -> None:
+        """Replicated time never goes back; once a minute of it, expired records go.
+
+        Called before an entry has any effect, so the batch is its predecessors'.
+        """
+        if now_ms > self.clock_ms:
+            sweep = now_ms // SWEEP_MS > self.clock_ms // SWEEP_MS
+            self.clock_ms = now_ms
+            if sweep:
+                self._expire()
+
+    def _expire(self) -> None:
+        self._commit(self._before)
+        expired = self._records.expired(self.clock_ms - self._ttl_ms)
+        if expired:
+            for key in expired:
+                self._batch.delete(key)
+            self._records.forget()
+
+    # ---- client frames
+
+    def _apply_frame(self, stamp: int, command: bytes) -> bytes:
+        _, max_value = commands.FRAME_HEADER.unpack_from(command)
+        frame = command[commands.FRAME_HEADER.size :]
+        issued_ms = frames.read_header(frame).issued_ms
+        # Never behind what a client has seen elsewhere: sessions.py says why.
+        self._advance_clock(max(stamp, issued_ms))
+        sections = [
+            self._apply_section(section, issued_ms, max_value) for section in frames.unpack_sections(frame)
+        ]
+        return frames.pack_reply(self.clock_ms, sections)
+
+    def _apply_section(self, section: Section, issued_ms: int, max_value: int) -> bytes:
+        row = self.ownership.rows.get(section.shard)
+        if row is None or not row.serves:
+            return self.refuse(row)
+        self.operations += len(section.keys)
+        record = self._records.find(section.shard, section.session)
+        if record is None:
+            if not may_begin(issued_ms, self.clock_ms, self._ttl_ms):
+                return frames.pack_results(bytes([Status.SESSION_EXPIRED]) * len(section.keys), None)
+            record = self._records.create(section.shard, section.session)
+        record.used_ms = self.clock_ms
+        record.acknowledge(section.acked_below)
+        self._records.touch(section.shard, section.session)
+        if self._all_new_puts(section, record, row):
+            put_keys = [b"d" + key for key in section.keys]
+            self._batch.changes.update(zip(put_keys, section.values, strict=True))
+            record.replies.update(dict.fromkeys(section.seqs, OK))
+            return frames.pack_results(bytes(len(put_keys)), None)
+        statuses = bytearray()
+        for kind, seq, key, value in zip(
+            section.kinds, section.seqs, section.keys, section.values, strict=True
+        ):
+            statuses.append(self._apply_once(record, row, kind, seq, key, value, max_value))
+        return frames.pack_results(bytes(statuses), None)
+
+    def _all_new_puts(self, section: Section, record: SessionRecord, row: Row) -> bool:
+        """Whether nothing needs a look one by one: the usual case, judged at C speed."""
+        keys = section.keys
+        return (
+            section.kinds.count(PUT) == len(keys)
+            and record.replies.keys().isdisjoint(section.seqs)
+            and min(section.seqs) >= record.acked_below
+            and min(keys) >= row.start
+            and (not row.end or max(keys) < row.end)
+        )
+
+    def _apply_once(
+        self, record: SessionRecord, row: Row, kind: int, seq: int, key: bytes, value: bytes, max_value: int
+    ) -> int:
+        """Exactly once: a write that was done answers as it did then."""
+        done = record.replies.get(seq)
+        if done is not None:
+            return done[0] if done else Status.OK
+        if seq < record.acked_below:
+            return Status.SESSION_EXPIRED
+        if key < row.start or (row.end and key >= row.end):
+            return Status.WRONG_SHARD  # leaves no record: the retry at the right shard is the first
+        reply = self._apply_write(kind, layout.data_key(key), value, max_value)
+        record.replies[seq] = reply
+        return reply[0] if reply else Status.OK
+
+    def _apply_write(self, kind: int, key: bytes, value: bytes, max_value: int) -> bytes:
+        batch = self._batch
+        if kind == PUT:
+            batch.put(key, value)
+        elif kind == APPEND_OP:
+            whole = (batch.get(key) or b"") + value
+            if len(whole) > max_value:
+                return bytes([Status.VALUE_TOO_LARGE])
+            batch.put(key, whole)
+        elif kind == DELETE:
+            if batch.get(key) is None:
+                return NOT_FOUND
+            batch.delete(key)
+        elif kind == CAS_OP:
+            try:
+                expected, new = frames.unpack_cas(value)
+            except MalformedFrame:
+                return bytes([Status.BAD_OPERATION])
+            if batch.get(key) != expected:
+                return CAS_FAILED
+            if len(new) > max_value:
+                return bytes([Status.VALUE_TOO_LARGE])
+            batch.put(key, new)
+        else:
+            return bytes([Status.BAD_OPERATION])
+        return OK
+
+    def refuse(self, row: Row | None) -> bytes:
+        """Not ours now. Whoever has it, or gets it, is named, as far as this row knows."""
+        if row is None or row.peer is None:
+            return frames.pack_refusal(SectionStatus.WRONG_GROUP)
+        return frames.pack_refusal(SectionStatus.WRONG_GROUP, row.peer.gid, row.peer.addresses)
+
+    # ---- ownership
+
+    def _apply_step(self, command: bytes, meta: SnapshotMeta) -> bytes:
+        """A step of a configuration or hand-over; each is idempotent. Replies b"1" if it had an effect."""
+        kind, body = command[0], command[1:]
+        ownership = self.ownership
+        effects: list[Effect] = []
+        done = True
+        if kind == commands.LEARN:
+            effects, done = self._learn(pb.Learn.FromString(body))
+        elif kind == commands.INSTALL:
+            effects, done = self._install_chunk(pb.Install.FromString(body))
+        elif kind == commands.CLOSE:
+            step = pb.Step.FromString(body)
+            done = ownership.closed(step.shard, step.epoch)
+        elif kind == commands.RELEASE:
+            step = pb.Step.FromString(body)
+            effects = ownership.released(step.shard, step.epoch)
+            done = bool(effects)
+        else:
+            raise AssertionError(f"a command of unknown kind {kind}")
+        for effect in effects:
+            self._carry_out(effect)
+        self._commit(meta)
+        self._records.forget()
+        for effect in effects:
+            if isinstance(effect, Drop):
+                self.engine.reclaim(*layout.data_range(effect.start, effect.end))
+        return b"1" if done else b""
+
+    def _learn(self, message: pb.Learn) -> tuple[list[Effect], bool]:
+        effects: list[Effect] = []
+        learnt = False
+        for data in message.changes:
+            change = change_from_pb(ctl.Change.FromString(data))
+            if change.num == self.ownership.config_num + 1:
+                effects += self.ownership.learn(change)
+                learnt = True
+        if learnt:
+            self._batch.put(layout.CONFIG_NUM, self.ownership.config_num.to_bytes(8, "big"))
+        return effects, learnt
+
+    def _install_chunk(self, chunk: pb.Install) -> tuple[list[Effect], bool]:
+        """Take one piece of a shard in, if it is the piece that comes next."""
+        row = self.ownership.rows.get(chunk.shard)
+        if (
+            row is None
+            or row.state is not State.PULLING
+            or row.epoch != chunk.epoch
+            or row.cursor != cursor_from_pb(getattr(chunk, "from"))
+        ):
+            return [], False
+        for item in chunk.items:
+            if item.absent:
+                self._batch.delete(item.key)
+            else:
+                self._batch.put(item.key, item.value)
+        # The records' times are the giver's: be no younger than they are.
+        self.clock_ms = max(self.clock_ms, chunk.clock_ms)
+        row.cursor = cursor_from_pb(chunk.next)
+        self.ownership.changed.add(row.shard)
+        if not chunk.final:
+            return [], True
+        return self.ownership.installed(chunk.shard, chunk.epoch), True
+
+    def _carry_out(self, effect: Effect) -> None:
+        """Change the engine as the rows have changed."""
+        match effect:
+            case CopyRecords(source, target):
+                self._records.copy(self._batch, source, target)
+            case MergeRecords(source, target):
+                self._records.merge(self._batch, source, target)
+            case Drop(shard, start, end):
+                self._batch.delete_range(*layout.data_range(start, end))
+                self._batch.delete_range(*layout.record_range(shard))
+                self._batch.delete_range(*layout.journal_range(shard))
+
+    def check(self) -> None:
+        """Invariants, for tests and simulation."""
+        self.ownership.check()

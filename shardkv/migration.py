@@ -1,0 +1,178 @@
+"""The leader's errands: learn configurations, fetch shards that come, let go of shards that went.
+
+Each errand asks another process and proposes what it heard to its own log; the
+state machine decides whether that still applies. So an errand may be cut off
+anywhere, run twice, or run at two replicas that both think they lead: nothing is
+lost but time. Errands run only while this replica leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+from google.protobuf.message import DecodeError
+
+from raft.answers import Code, parse
+from raft.doors import Dialer, Unreachable
+from raft.errors import RaftError
+from raft.rsm import ReplicatedMachine
+from shardctrler.codec import change_to_pb
+from shardctrler.query import BadQuery, ControllerClient, ControllerUnavailable
+from shardctrler.shard_map import Gid
+from shardkv import commands
+from shardkv import shardkv_pb2 as pb
+from shardkv.machine import ShardMachine
+from shardkv.ownership import Row, State
+from shardkv.rows import cursor_to_pb
+
+log = logging.getLogger(__name__)
+
+CALL_SECONDS = 2.0
+NEWS_SECONDS = 10.0  # one long poll for configurations
+BACKOFF_SECONDS = (0.005, 0.5)
+CHANGES_AT_ONCE = 64
+
+Errand = tuple[str, int, int]  # kind, shard, epoch
+
+
+class Migrator:
+    """Runs the errands of one replica; call `turned` whenever state may have changed."""
+
+    def __init__(
+        self,
+        replica: ReplicatedMachine,
+        machine: ShardMachine,
+        controller: ControllerClient,
+        dialer: Dialer,
+        rng: Random,
+    ) -> None:
+        self._replica, self._machine = replica, machine
+        self._controller, self._dialer, self._rng = controller, dialer, rng
+        self._errands: dict[Errand, asyncio.Task[None]] = {}
+        self._preferred: dict[Gid, str] = {}  # who answered last for a group
+        self._seen = (False, -1)
+
+    def turned(self) -> None:
+        """Begin and end errands as leadership and rows have it. Cheap when nothing changed."""
+        leads = self._replica.is_leader
+        applied = self._machine.applied.index
+        if (leads, applied) == self._seen:
+            return
+        self._seen = (leads, applied)
+        if not leads:
+            self._cancel_all()
+            return
+        self._begin(("learn", 0, 0), self._learn_forever)
+        for row in self._machine.ownership.rows.values():
+            if row.state is State.PULLING:
+                self._begin(("fetch", row.shard, row.epoch), lambda row=row: self._fetch(row.shard, row.epoch))  # type: ignore[misc]
+            elif row.state is State.FROZEN:
+                self._begin(("release", row.shard, row.epoch), lambda row=row: self._release(row.shard, row.epoch))  # type: ignore[misc]
+
+    async def stop(self) -> None:
+        tasks = list(self._errands.values())
+        self._cancel_all()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- errands
+
+    async def _learn_forever(self) -> None:
+        """Follow the configurations, one after the other, through our log."""
+        while True:
+            known = self._machine.ownership.config_num
+            changes = await self._controller.changes(
+                known, NEWS_SECONDS, CALL_SECONDS, limit=CHANGES_AT_ONCE
+            )
+            if changes:
+                encoded = [change_to_pb(change).SerializeToString() for change in changes]
+                await self._replica.propose(commands.learn(encoded))
+
+    async def _fetch(self, shard: int, epoch: int) -> None:
+        """Copy a shard that the map gave us, chunk by chunk through our log, from whoever has it."""
+        backoff = BACKOFF_SECONDS[0]
+        while (row := self._row(shard, epoch, State.PULLING)) is not None:
+            assert row.peer is not None
+            request = pb.PullRequest(shard=shard, epoch=epoch)
+            getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
+            body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
+            reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
+            if not reply.ready:  # the giver is down, or has not come to this hand-over yet
+                backoff = await self._pause(backoff)
+                continue
+            backoff = BACKOFF_SECONDS[0]
+            chunk = pb.Install(
+                shard=shard,
+                epoch=epoch,
+                next=reply.next,
+                items=reply.items,
+                final=reply.final,
+                clock_ms=reply.clock_ms,
+            )
+            getattr(chunk, "from").CopyFrom(cursor_to_pb(row.cursor))
+            if chunk.next == getattr(chunk, "from") and not chunk.items and not chunk.final:
+                backoff = await self._pause(backoff)  # at the journal's end, and not yet frozen
+                continue
+            await self._replica.propose(commands.install(chunk))
+
+    async def _release(self, shard: int, epoch: int) -> None:
+        """Delete our frozen copy once the next owner says that it serves."""
+        backoff = BACKOFF_SECONDS[0]
+        while (row := self._row(shard, epoch, State.FROZEN)) is not None:
+            assert row.peer is not None
+            request = pb.ServesRequest(shard=shard, epoch=epoch).SerializeToString()
+            body = await self._ask(row.peer.gid, row.peer.addresses, "shard.serves", request)
+            if body is not None and pb.ServesReply.FromString(body).yes:
+                await self._replica.propose(commands.release(shard, epoch))
+            else:
+                backoff = await self._pause(backoff)
+
+    # ---- inside
+
+    def _row(self, shard: int, epoch: int, state: State) -> Row | None:
+        row = self._machine.ownership.rows.get(shard)
+        return row if row is not None and row.state is state and row.epoch == epoch else None
+
+    async def _ask(self, gid: Gid, addresses: Sequence[str], method: str, payload: bytes) -> bytes | None:
+        """One answer from another group, or None; moves on to the next replica when there is none."""
+        address = self._preferred.get(gid) or self._rng.choice(list(addresses))
+        try:
+            code, body = parse(await self._dialer.call(address, method, payload, CALL_SECONDS))
+        except (Unreachable, ValueError) as error:
+            log.debug("%s of group %d: %s", method, gid, error)
+            code, body = Code.STOPPED, b""
+        if code is Code.OK:
+            self._preferred[gid] = address
+            return body
+        hint = body.decode(errors="replace") if code is Code.NOT_LEADER else ""
+        position = addresses.index(address) if address in addresses else 0
+        self._preferred[gid] = hint or addresses[(position + 1) % len(addresses)]
+        return None
+
+    async def _pause(self, backoff: float) -> float:
+        await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.5))
+        return min(backoff * 2, BACKOFF_SECONDS[1])
+
+    def _begin(self, errand: Errand, work: Callable[[], Awaitable[None]]) -> None:
+        if errand not in self._errands:
+            self._errands[errand] = asyncio.get_running_loop().create_task(self._run(errand, work))
+
+    async def _run(self, errand: Errand, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it until it is done or we no longer lead, whatever the world answers."""
+        try:
+            while self._replica.is_leader:
+                try:
+                    await work()
+                    return
+                except (RaftError, ControllerUnavailable, BadQuery, DecodeError) as error:
+                    log.debug("%s of shard %d@%d: %s", *errand, error)
+                    await self._pause(BACKOFF_SECONDS[0] * 4)
+        finally:
+            self._errands.pop(errand, None)
+
+    def _cancel_all(self) -> None:
+        for task in self._errands.values():
+            task.cancel()
+        self._errands.clear()

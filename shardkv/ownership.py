@@ -1,0 +1,302 @@
+"""Which shards a group has, and in what state: one table, and the events that wait their turn. Pure.
+
+Each shard has a row of its own and moves along a chain of owners A → B → C, one
+hand-over (an *epoch*) after the other. Map changes become events in the row's
+queue; an event fires when the row's state has a transition for it, and waits
+otherwise. So a shard stuck behind a dead group holds up nothing but itself.
+
+Groups ask, never command. A giver serves until it closes, keeps its copy until it
+has asked the taker "do you serve this epoch?" and heard yes; the answer is a fact
+of applied state that never becomes untrue, since `served_epoch` only grows.
+
+The table is data: `docs/sharding.md` draws its diagram from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from shardctrler.shard_map import Change, Gid, Group, ShardId
+
+
+class State(IntEnum):
+    ABSENT = 0  # Not ours; we hold nothing of it.
+    PULLING = 1  # Ours by the map; its data is on its way.
+    SERVING = 2  # Ours, complete, open to clients.
+    LENDING = 3  # Given away by the map; we serve while the next owner copies.
+    FROZEN = 4  # Given away and closed; kept until the next owner has it all.
+
+
+class Event(IntEnum):
+    CREATED = 0  # nobody had it before
+    GAINED = 1  # another group has it
+    INSTALLED = 2  # the last of its data is in, through our log
+    LOST = 3  # the map gives it to another group
+    CLOSED = 4  # what is left to copy is small enough to stop for
+    RELEASED = 5  # the next owner serves it; our log says so
+    SPLIT = 6  # a part of it becomes a shard of its own
+    BORN = 7  # it is that part
+    MERGE = 8  # it takes in its right neighbour
+    MERGED = 9  # it is that neighbour
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.ABSENT, Event.CREATED): State.SERVING,
+    (State.ABSENT, Event.GAINED): State.PULLING,
+    (State.PULLING, Event.INSTALLED): State.SERVING,
+    (State.SERVING, Event.LOST): State.LENDING,
+    (State.LENDING, Event.CLOSED): State.FROZEN,
+    (State.FROZEN, Event.RELEASED): State.ABSENT,
+    # A split or merge rewrites two rows at once and fires when both are ready for it.
+    (State.SERVING, Event.SPLIT): State.SERVING,
+    (State.ABSENT, Event.BORN): State.SERVING,
+    (State.SERVING, Event.MERGE): State.SERVING,
+    (State.SERVING, Event.MERGED): State.ABSENT,
+}
+
+SERVED = (State.SERVING, State.LENDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An event in a row's queue, with what it needs when it fires."""
+
+    event: Event
+    epoch: int = 0
+    start: bytes = b""
+    end: bytes = b""
+    peer: Group | None = None  # GAINED: the source; LOST: the taker
+    other: ShardId = 0  # SPLIT, BORN, MERGE, MERGED: the other shard
+    key: bytes = b""  # SPLIT: where
+
+
+RECORDS, DATA, JOURNAL = 0, 1, 2  # phases of a copy
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cursor:
+    """How far a copy has come: through the records, then the data, then the journal of changes."""
+
+    phase: int = RECORDS
+    key: bytes = b""
+    position: int = 0
+
+
+@dataclass(slots=True)
+class Row:
+    """One shard at this group."""
+
+    shard: ShardId
+    state: State = State.ABSENT
+    epoch: int = 0  # the hand-over (or creation) that the state belongs to
+    start: bytes = b""
+    end: bytes = b""
+    peer: Group | None = None  # PULLING: who has it; LENDING, FROZEN: who gets it
+    served_epoch: int = 0  # the newest epoch that we have served; 0: none
+    journal: int = 0  # LENDING, FROZEN: changes since the copy began
+    cursor: Cursor = Cursor()  # PULLING
+    queue: list[Pending] = field(default_factory=list)
+
+    @property
+    def serves(self) -> bool:
+        return self.state in SERVED
+
+    def overlaps(self, start: bytes, end: bytes) -> bool:
+        return (not end or self.start < end) and (not self.end or start < self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRecords:
+    """Effect of a split: both halves keep the exactly-once records."""
+
+    source: ShardId
+    target: ShardId
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecords:
+    """Effect of a merge: the records of `source` join those of `target`, and end."""
+
+    source: ShardId
+    target: ShardId
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Effect of a release: delete the shard's data, records and journal."""
+
+    shard: ShardId
+    start: bytes
+    end: bytes
+
+
+Effect = CopyRecords | MergeRecords | Drop
+
+
+class Ownership:
+    """All rows of a group. Every method is deterministic and only touches rows."""
+
+    def __init__(self, gid: Gid, config_num: int = 0, rows: dict[ShardId, Row] | None = None) -> None:
+        self.gid = gid
+        self.config_num = config_num
+        self.rows: dict[ShardId, Row] = rows or {}
+        self.changed: set[ShardId] = set()  # rows to store; emptied by whoever stores them
+
+    def learn(self, change: Change) -> list[Effect]:
+        """Queue what the next configuration means for our shards, and fire what can fire."""
+        assert change.num == self.config_num + 1, "configurations are learnt in order"
+        self.config_num = change.num
+        for move in change.moves:
+            if not move.hands_over:
+                continue
+            assert move.target is not None
+            if move.target.gid == self.gid:
+                event = Event.CREATED if move.source is None else Event.GAINED
+                self._queue(move.shard, Pending(event, change.num, move.start, move.end, move.source))
+            elif move.source is not None and move.source.gid == self.gid:
+                self._queue(move.shard, Pending(Event.LOST, change.num, peer=move.target))
+        if change.split is not None and change.split.holder == self.gid:
+            split = change.split
+            self._queue(split.shard, Pending(Event.SPLIT, other=split.new_shard, key=split.key))
+            self._queue(split.new_shard, Pending(Event.BORN, other=split.shard))
+        if change.merge is not None and change.merge.holder == self.gid:
+            merge = change.merge
+            self._queue(merge.shard, Pending(Event.MERGE, other=merge.right))
+            self._queue(merge.right, Pending(Event.MERGED, other=merge.shard))
+        return self._drain()
+
+    def closed(self, shard: ShardId, epoch: int) -> bool:
+        """The giver stops serving. False if that is not (or no longer) the row's state: a repetition."""
+        return self._fire(shard, epoch, Event.CLOSED) is not None
+
+    def installed(self, shard: ShardId, epoch: int) -> list[Effect]:
+        row = self._fire(shard, epoch, Event.INSTALLED)
+        assert row is not None, "asked before by the machine"
+        row.served_epoch = epoch
+        row.peer, row.cursor = None, Cursor()
+        return self._drain()
+
+    def released(self, shard: ShardId, epoch: int) -> list[Effect]:
+        """The giver lets go of its copy. No effects if it did before: a repetition."""
+        row = self._fire(shard, epoch, Event.RELEASED)
+        if row is None:
+            return []
+        drop = Drop(shard, row.start, row.end)
+        row.peer, row.journal, row.start, row.end = None, 0, b"", b""
+        return [drop, *self._drain()]
+
+    def in_state(self, state: State) -> Iterator[Row]:
+        return (row for row in self.rows.values() if row.state is state)
+
+    def find(self, key: bytes) -> Row | None:
+        """The row that holds `key` and serves it."""
+        for row in self.rows.values():
+            if row.serves and row.start <= key and (not row.end or key < row.end):
+                return row
+        return None
+
+    def serves_epoch(self, shard: ShardId, epoch: int) -> bool:
+        """Whether this group serves, or ever served, that epoch: a fact that stays true."""
+        row = self.rows.get(shard)
+        return row is not None and row.served_epoch >= epoch
+
+    # ---- inside
+
+    def _queue(self, shard: ShardId, pending: Pending) -> None:
+        self.rows.setdefault(shard, Row(shard)).queue.append(pending)
+        self.changed.add(shard)
+
+    def _fire(self, shard: ShardId, epoch: int, event: Event) -> Row | None:
+        row = self.rows.get(shard)
+        if row is None or row.epoch != epoch or (row.state, event) not in TRANSITIONS:
+            return None
+        row.state = TRANSITIONS[row.state, event]
+        self.changed.add(shard)
+        return row
+
+    def _drain(self) -> list[Effect]:
+        """Fire queued events until none can: one may free another row's."""
+        effects: list[Effect] = []
+        progress = True
+        while progress:
+            progress = False
+            for shard in [row.shard for row in self.rows.values() if row.queue]:
+                row = self.rows[shard]
+                while row.queue and self._can_fire(row, row.queue[0]):
+                    effects += self._fire_queued(row, row.queue.pop(0))
+                    self.changed.add(shard)
+                    progress = True
+        return effects
+
+    def _can_fire(self, row: Row, pending: Pending) -> bool:
+        if (row.state, pending.event) not in TRANSITIONS:
+            return False
+        match pending.event:
+            case Event.CREATED | Event.GAINED:
+                # A range that we still hold under another id (it was split or merged since)
+                # must be gone first: its release would delete what we are about to get.
+                return not any(
+                    other.state is not State.ABSENT and other.overlaps(pending.start, pending.end)
+                    for other in self.rows.values()
+                )
+            case Event.SPLIT | Event.MERGE:
+                partner = self.rows[pending.other]
+                mirror = Event.BORN if pending.event is Event.SPLIT else Event.MERGED
+                return (
+                    bool(partner.queue)
+                    and partner.queue[0].event is mirror
+                    and partner.queue[0].other == row.shard
+                    and (partner.state, mirror) in TRANSITIONS
+                )
+            case Event.BORN | Event.MERGED:
+                return False  # fires with its partner
+            case _:
+                return True
+
+    def _fire_queued(self, row: Row, pending: Pending) -> list[Effect]:
+        row.state = TRANSITIONS[row.state, pending.event]
+        match pending.event:
+            case Event.CREATED:
+                row.start, row.end = pending.start, pending.end
+                row.epoch = row.served_epoch = pending.epoch
+            case Event.GAINED:
+                row.start, row.end, row.epoch = pending.start, pending.end, pending.epoch
+                row.peer, row.cursor = pending.peer, Cursor()
+            case Event.LOST:
+                row.epoch, row.peer, row.journal = pending.epoch, pending.peer, 0
+            case Event.SPLIT:
+                child = self._partner(pending, Event.BORN)
+                child.start, child.end, row.end = pending.key, row.end, pending.key
+                child.epoch = row.epoch
+                child.served_epoch = max(child.served_epoch, row.served_epoch)
+                return [CopyRecords(row.shard, child.shard)]
+            case Event.MERGE:
+                right = self._partner(pending, Event.MERGED)
+                assert row.end == right.start, "only neighbours merge"
+                row.end = right.end
+                right.start = right.end = b""
+                return [MergeRecords(right.shard, row.shard)]
+            case _:
+                raise AssertionError(f"{pending.event} does not queue")
+        return []
+
+    def _partner(self, pending: Pending, event: Event) -> Row:
+        partner = self.rows[pending.other]
+        partner.queue.pop(0)
+        partner.state = TRANSITIONS[partner.state, event]
+        self.changed.add(partner.shard)
+        return partner
+
+    def check(self) -> None:
+        """No key is held twice; every state has what it needs."""
+        held = [row for row in self.rows.values() if row.state is not State.ABSENT]
+        for position, row in enumerate(held):
+            assert row.epoch > 0
+            assert (row.peer is not None) == (row.state not in (State.SERVING,)), row
+            for other in held[position + 1 :]:
+                assert not row.overlaps(other.start, other.end), f"{row} overlaps {other}"
+        for row in self.rows.values():
+            if row.state is State.SERVING:
+                assert row.served_epoch > 0

@@ -1,0 +1,76 @@
+"""Ownership rows to protobuf and back: what the engine stores, what migrations send."""
+
+from __future__ import annotations
+
+from shardctrler.shard_map import Group
+from shardkv import shardkv_pb2 as pb
+from shardkv.ownership import Cursor, Event, Pending, Row, State
+
+
+def peer_to_pb(peer: Group | None) -> pb.Peer | None:
+    return None if peer is None else pb.Peer(gid=peer.gid, addresses=peer.addresses)
+
+
+def _peer(message: pb.Peer) -> Group:
+    return Group(message.gid, tuple(message.addresses))
+
+
+def cursor_to_pb(cursor: Cursor) -> pb.Cursor:
+    return pb.Cursor(phase=cursor.phase, key=cursor.key, position=cursor.position)
+
+
+def cursor_from_pb(message: pb.Cursor) -> Cursor:
+    return Cursor(message.phase, message.key, message.position)
+
+
+def encode_row(row: Row) -> bytes:
+    message = pb.ShardRow(
+        shard=row.shard,
+        state=row.state,
+        epoch=row.epoch,
+        start=row.start,
+        end=row.end,
+        peer=peer_to_pb(row.peer),
+        served_epoch=row.served_epoch,
+        journal=row.journal,
+        cursor=cursor_to_pb(row.cursor),
+    )
+    for pending in row.queue:
+        message.queue.add(
+            kind=pending.event,
+            epoch=pending.epoch,
+            start=pending.start,
+            end=pending.end,
+            peer=peer_to_pb(pending.peer),
+            other=pending.other,
+            key=pending.key,
+        )
+    return bytes(message.SerializeToString(deterministic=True))
+
+
+def decode_row(data: bytes) -> Row:
+    message = pb.ShardRow.FromString(data)
+    queue = [
+        Pending(
+            Event(item.kind),
+            item.epoch,
+            item.start,
+            item.end,
+            _peer(item.peer) if item.HasField("peer") else None,
+            item.other,
+            item.key,
+        )
+        for item in message.queue
+    ]
+    return Row(
+        message.shard,
+        State(message.state),
+        message.epoch,
+        message.start,
+        message.end,
+        _peer(message.peer) if message.HasField("peer") else None,
+        message.served_epoch,
+        message.journal,
+        cursor_from_pb(message.cursor),
+        queue,
+    )

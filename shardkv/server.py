@@ -1,0 +1,164 @@
+"""One group replica as a server: frames from clerks, questions from other groups, status.
+
+It looks at a frame's lengths, never at its operations, and passes its bytes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from random import Random
+
+from google.protobuf.message import DecodeError
+
+from raft.answers import Code, answer, refuse
+from raft.doors import Dialer
+from raft.errors import RaftError
+from raft.rsm import ReplicatedMachine
+from raft.types import NodeId
+from shardctrler.query import ControllerClient
+from shardctrler.server import refusal_of
+from shardkv import commands, frames, lending
+from shardkv import shardkv_pb2 as pb
+from shardkv.frames import Limits, MalformedFrame
+from shardkv.machine import ShardMachine
+from shardkv.migration import Migrator
+from shardkv.reading import read_frame
+
+log = logging.getLogger(__name__)
+
+MAX_CLOCK_AHEAD_MS = 10 * 60 * 1000  # a frame that claims a later time than this is refused
+
+
+class GroupServer:
+    """Answers the calls of one replica of a group. `addresses` are those of all its replicas."""
+
+    def __init__(
+        self,
+        replica: ReplicatedMachine,
+        addresses: dict[NodeId, str],
+        controller: ControllerClient,
+        dialer: Dialer,
+        rng: Random,
+        limits: Limits,
+        clock_ms,  # type: ignore[no-untyped-def]
+    ) -> None:
+        assert isinstance(replica.machine, ShardMachine)
+        self.replica, self.machine = replica, replica.machine
+        self._addresses, self._limits, self._clock_ms = addresses, limits, clock_ms
+        self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
+        replica.on_turn.append(self.migrator.turned)
+
+    async def stop(self) -> None:
+        await self.migrator.stop()
+        await self.replica.stop()
+
+    async def handle(self, method: str, payload: bytes) -> bytes:
+        """Answer one call; bad input is answered too."""
+        try:
+            match method:
+                case "kv.write":
+                    return answer(await self.write(payload))
+                case "kv.read":
+                    return answer(await self.read(payload))
+                case "kv.stale":
+                    return answer(self.read_stale(payload))
+                case "shard.pull":
+                    return await self._pull(pb.PullRequest.FromString(payload))
+                case "shard.serves":
+                    return self._serves(pb.ServesRequest.FromString(payload))
+                case "kv.status":
+                    return answer(json.dumps(self.status()).encode())
+                case "kv.transfer":
+                    return self._transfer(int(payload or b"0"))
+                case _:
+                    return refuse(Code.BAD_REQUEST, f"a group has no call {method!r}")
+        except (MalformedFrame, DecodeError, ValueError) as error:
+            log.warning("refused a call of %s: %s", method, error)
+            return refuse(Code.BAD_REQUEST, f"{type(error).__name__}: {error}")
+        except RaftError as error:
+            return refusal_of(error, self._addresses)
+
+    async def write(self, frame: bytes) -> bytes:
+        """Have a write frame applied. Raises MalformedFrame, RaftError."""
+        header = frames.check_frame(frame, frames.WRITE, self._limits)
+        if header.issued_ms > self._clock_ms() + MAX_CLOCK_AHEAD_MS:
+            raise MalformedFrame("a frame from the future: the client's clock is wrong")
+        return await self.replica.propose(commands.frame(frame, self._limits.value_bytes))
+
+    async def read(self, frame: bytes) -> bytes:
+        """Answer a read frame linearizably, on any replica. Raises MalformedFrame, RaftError."""
+        frames.check_frame(frame, frames.READ, self._limits)
+        await self.replica.read_barrier()
+        return read_frame(self.machine, frame)
+
+    def read_stale(self, frame: bytes) -> bytes:
+        """Answer from what is applied here, however old. Raises MalformedFrame, RaftError."""
+        frames.check_frame(frame, frames.READ, self._limits)
+        self.replica.node._check_running()
+        return read_frame(self.machine, frame)
+
+    # ---- for other groups
+
+    async def _pull(self, request: pb.PullRequest) -> bytes:
+        row = lending.lent_row(self.machine, request.shard, request.epoch)
+        if row is not None and lending.should_close(row, request):
+            if not self.replica.is_leader:
+                # Only the leader can close. Send the taker there for the rest.
+                return refuse(Code.NOT_LEADER, self._addresses.get(self.replica.leader, ""))
+            await self._close(request.shard, request.epoch)
+        return answer(lending.pull(self.machine, request).SerializeToString())
+
+    async def _close(self, shard: int, epoch: int) -> None:
+        """Stop serving, once, however many requests ask for it."""
+        key = (shard, epoch)
+        if key not in self._closing:
+            task = asyncio.get_running_loop().create_task(self._propose_close(shard, epoch))
+            self._closing[key] = task
+            task.add_done_callback(lambda _: self._closing.pop(key, None))
+        await asyncio.shield(self._closing[key])
+
+    async def _propose_close(self, shard: int, epoch: int) -> None:
+        await self.replica.propose(commands.close(shard, epoch))
+
+    def _serves(self, request: pb.ServesRequest) -> bytes:
+        # Once true it stays true, so any replica may say it; "no" may only be old news.
+        yes = self.machine.ownership.serves_epoch(request.shard, request.epoch)
+        return answer(pb.ServesReply(yes=yes).SerializeToString())
+
+    # ---- for operators
+
+    def _transfer(self, to: NodeId) -> bytes:
+        if not to:
+            others = [node for node in self._addresses if node != self.replica.core.id]
+            progress = getattr(self.replica.core.role, "progress", {})
+            to = max(others, key=lambda node: progress[node].match_index if node in progress else 0)
+        self.replica.node.transfer(to)
+        return answer(b"")
+
+    def status(self) -> dict[str, object]:
+        """What one replica knows of itself, for `admin status` and for tests."""
+        core, machine = self.replica.core, self.machine
+        return {
+            "gid": machine.gid,
+            "replica": core.id,
+            "role": "leader" if self.replica.is_leader else "follower",
+            "leader": self._addresses.get(core.leader, ""),
+            "term": core.term,
+            "commit_index": core.commit_index,
+            "applied_index": machine.applied.index,
+            "log_bytes": core.log.size_bytes,
+            "config_num": machine.ownership.config_num,
+            "operations": machine.operations,
+            "shards": {
+                str(row.shard): {
+                    "state": row.state.name,
+                    "epoch": row.epoch,
+                    "waiting": len(row.queue),
+                }
+                for row in machine.ownership.rows.values()
+                if row.state.name != "ABSENT" or row.queue
+            },
+        }

@@ -1,0 +1,251 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Peer(_message.Message):
+    __slots__ = ("gid", "addresses")
+    GID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    gid: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("kind", "epoch", "start", "end", "peer", "other", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: int
+    epoch: int
+    start: bytes
+    end: bytes
+    peer: Peer
+    other: int
+    key: bytes
+    def __init__(self, kind: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., other: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+
+class Cursor(_message.Message):
+    __slots__ = ("phase", "key", "position")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    phase: int
+    key: bytes
+    position: int
+    def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
+
+class ShardRow(_message.Message):
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SERVED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    state: int
+    epoch: int
+    start: bytes
+    end: bytes
+    peer: Peer
+    served_epoch: int
+    journal: int
+    cursor: Cursor
+    queue: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class Learn(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, changes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Item(_message.Message):
+    __slots__ = ("key", "value", "absent")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    value: bytes
+    absent: bool
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., absent: bool = ...) -> None: ...
+
+class Install(_message.Message):
+    __slots__ = ("shard", "epoch", "next", "items", "final", "clock_ms")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    next: Cursor
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    final: bool
+    clock_ms: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., **kwargs) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("shard", "epoch")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("shard", "epoch")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., **kwargs) -> None: ...
+
+class PullReply(_message.Message):
+    __slots__ = ("ready", "items", "next", "final", "clock_ms")
+    READY_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    ready: bool
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    next: Cursor
+    final: bool
+    clock_ms: int
+    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ...) -> None: ...
+
+class ServesRequest(_message.Message):
+    __slots__ = ("shard", "epoch")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class ServesReply(_message.Message):
+    __slots__ = ("yes",)
+    YES_FIELD_NUMBER: _ClassVar[int]
+    yes: bool
+    def __init__(self, yes: bool = ...) -> None: ...
+
+class Identity(_message.Message):
+    __slots__ = ("session", "seq", "issued_ms")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_MS_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    seq: int
+    issued_ms: int
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., issued_ms: _Optional[int] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("key", "stale")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    stale: bool
+    def __init__(self, key: _Optional[bytes] = ..., stale: bool = ...) -> None: ...
+
+class GetReply(_message.Message):
+    __slots__ = ("found", "value")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    value: bytes
+    def __init__(self, found: bool = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class PutRequest(_message.Message):
+    __slots__ = ("key", "value", "identity")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    value: bytes
+    identity: Identity
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class PutReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AppendRequest(_message.Message):
+    __slots__ = ("key", "value", "identity")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    value: bytes
+    identity: Identity
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class AppendReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeleteRequest(_message.Message):
+    __slots__ = ("key", "identity")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    identity: Identity
+    def __init__(self, key: _Optional[bytes] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class DeleteReply(_message.Message):
+    __slots__ = ("existed",)
+    EXISTED_FIELD_NUMBER: _ClassVar[int]
+    existed: bool
+    def __init__(self, existed: bool = ...) -> None: ...
+
+class CasRequest(_message.Message):
+    __slots__ = ("key", "expected", "value", "identity")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    expected: bytes
+    value: bytes
+    identity: Identity
+    def __init__(self, key: _Optional[bytes] = ..., expected: _Optional[bytes] = ..., value: _Optional[bytes] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class CasReply(_message.Message):
+    __slots__ = ("swapped",)
+    SWAPPED_FIELD_NUMBER: _ClassVar[int]
+    swapped: bool
+    def __init__(self, swapped: bool = ...) -> None: ...
+
+class ScanRequest(_message.Message):
+    __slots__ = ("start", "end", "limit")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    start: bytes
+    end: bytes
+    limit: int
+    def __init__(self, start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ScanReply(_message.Message):
+    __slots__ = ("items", "more", "next")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[Item]
+    more: bool
+    next: bytes
+    def __init__(self, items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., more: bool = ..., next: _Optional[bytes] = ...) -> None: ...
