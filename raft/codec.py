@@ -75,9 +75,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
                 )
             )
         case m.RequestVoteReply():
-            target.request_vote_reply.CopyFrom(
-                pb.RequestVoteReply(pre=message.pre, granted=message.granted)
-            )
+            target.request_vote_reply.CopyFrom(pb.RequestVoteReply(pre=message.pre, granted=message.granted))
         case m.InstallSnapshot():
             target.install_snapshot.CopyFrom(
                 pb.InstallSnapshot(
@@ -91,9 +89,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             )
         case m.InstallSnapshotReply():
             target.install_snapshot_reply.CopyFrom(
-                pb.InstallSnapshotReply(
-                    last_index=message.last_index, offset=message.offset, done=message.done
-                )
+                pb.InstallSnapshotReply(last_index=message.last_index, offset=message.offset, done=message.done)
             )
         case m.ReadIndex():
             target.read_index.CopyFrom(pb.ReadIndex(seq=message.seq))

@@ -59,9 +59,7 @@ class RealDirectory:
             leftover.unlink()  # a replace that a crash cut short: it never happened
 
     def names(self) -> list[str]:
-        return sorted(
-            entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != "."
-        )
+        return sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()

@@ -1,16 +1,16 @@
 """What `raft` raises at its callers.
 
-    RaftError
-    ├── NotLeader           ask `leader` (0 if unknown); nothing was proposed or read
-    ├── Busy                a bound was reached; nothing was queued, try again later
-    ├── Transferring        leadership is being handed over; nothing was queued
-    ├── Lost                another leader's entry took the slot; it will never be applied
-    ├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
-    └── Stopped             this replica has stopped, by order or by a fault
-    StorageError
-    ├── CorruptLog          damage before the tail: names file and offset
-    ├── DirectoryInUse      another process has the data directory
-    └── WrongDirectory      the directory belongs to another replica or cluster
+RaftError
+├── NotLeader           ask `leader` (0 if unknown); nothing was proposed or read
+├── Busy                a bound was reached; nothing was queued, try again later
+├── Transferring        leadership is being handed over; nothing was queued
+├── Lost                another leader's entry took the slot; it will never be applied
+├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
+└── Stopped             this replica has stopped, by order or by a fault
+StorageError
+├── CorruptLog          damage before the tail: names file and offset
+├── DirectoryInUse      another process has the data directory
+└── WrongDirectory      the directory belongs to another replica or cluster
 """
 
 from __future__ import annotations

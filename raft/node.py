@@ -257,7 +257,9 @@ class Node:
                 self._transport.send([Envelope(self.core.id, to, self.core.term, chunk)])
 
         source = await self._host.open_snapshot()
-        log.info("replica %d: sending snapshot %s (%d bytes) to %d", self.core.id, source.meta, source.size, peer)
+        log.info(
+            "replica %d: sending snapshot %s (%d bytes) to %d", self.core.id, source.meta, source.size, peer
+        )
         self._senders[peer] = SnapshotSender(peer, source, send, self._options.snapshots)
         try:
             index = await self._senders[peer].run()

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from raft.core import Raft
 from raft.doors import Directory, Transport
-from raft.errors import Lost, NotLeader, OutcomeUnknown, StorageError, Stopped
+from raft.errors import Lost, NotLeader, OutcomeUnknown, Stopped, StorageError
 from raft.log import Log
 from raft.node import Node, NodeOptions
 from raft.progress import Mode

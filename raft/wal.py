@@ -48,7 +48,7 @@ RECORD_HARD_STATE, RECORD_ENTRY, RECORD_BASE = 1, 2, 3
 class Recovered:
     """What the segments hold together."""
 
-    hard_state: HardState = HardState()
+    hard_state: HardState = field(default_factory=HardState)
     base_index: Index = 0
     base_term: Term = 0
     entries: list[Entry] = field(default_factory=list)

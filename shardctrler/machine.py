@@ -123,16 +123,12 @@ class ControllerMachine(InMemoryMachine):
     def _with_addresses(self, change: Change) -> Change:
         """Say where a source that has left still listens: it hands its shards over."""
         moves = tuple(
-            type(move)(
-                move.shard, move.start, move.end, self._last_addresses.get(move.source.gid), move.target
-            )
+            type(move)(move.shard, move.start, move.end, self._last_addresses.get(move.source.gid), move.target)
             if move.source is not None and not move.source.addresses
             else move
             for move in change.moves
         )
-        return Change(
-            change.num, change.joined, change.left, moves, change.split, change.merge, change.initial
-        )
+        return Change(change.num, change.joined, change.left, moves, change.split, change.merge, change.initial)
 
     def _extend(self, change: Change) -> None:
         self.config.apply(change)

@@ -74,9 +74,7 @@ class ControllerClient:
         request = pb.QueryRequest(latest=num is None, num=num or 0)
         return config_from_pb(pb.Config.FromString(await self._call("ctl.query", request, timeout)))
 
-    async def changes(
-        self, since: int, wait: float, timeout: float, limit: int = 0
-    ) -> list[Change]:
+    async def changes(self, since: int, wait: float, timeout: float, limit: int = 0) -> list[Change]:
         """What follows configuration `since`; waits up to `wait` seconds for news.
 
         Raises ControllerUnavailable when nobody answers within `timeout` beyond that.

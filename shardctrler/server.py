@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
@@ -47,10 +48,16 @@ class ControllerServer:
     """Answers the calls of the controller. `addresses` are those of all its replicas."""
 
     def __init__(
-        self, replica: ReplicatedMachine, addresses: dict[NodeId, str], cluster: str, initial_shards: int
+        self,
+        replica: ReplicatedMachine,
+        addresses: dict[NodeId, str],
+        cluster: str,
+        initial_shards: int,
+        clock_ms: Callable[[], int],
     ) -> None:
         self.replica = replica
         self._addresses, self._cluster, self._initial_shards = addresses, cluster, initial_shards
+        self._clock_ms = clock_ms
         assert isinstance(replica.machine, ControllerMachine)
         self.machine = replica.machine
         self._news = asyncio.Event()
@@ -58,6 +65,12 @@ class ControllerServer:
         self._known = self.machine.config.num
         self._initializing: asyncio.Task[None] | None = None
         replica.on_turn.append(self._turned)
+
+    def address_of(self, node: NodeId) -> str:
+        return self._addresses.get(node, "")
+
+    async def stop(self) -> None:
+        await self.replica.stop()
 
     async def handle(self, method: str, payload: bytes) -> bytes:
         """Answer one call; bad input is answered too."""
@@ -113,7 +126,10 @@ class ControllerServer:
         if self.replica.node.stopped:
             raise Stopped("this replica has stopped")
         reply = pb.ChangesReply(
-            num=self.machine.config.num, clock_ms=self.machine.clock_ms, cluster=self._cluster
+            num=self.machine.config.num,
+            # A clerk's first idea of the time: not that of the last change, which may be days old.
+            clock_ms=max(self.machine.clock_ms, self._clock_ms()),
+            cluster=self._cluster,
         )
         limit = min(request.limit or MAX_CHANGES, MAX_CHANGES)
         reply.changes.extend(self.machine.changes_since(request.since, limit))

@@ -1,7 +1,7 @@
 """What a group's log holds besides no-ops: client frames, and the steps of configurations and hand-overs.
 
-    command  kind u8; a client frame: largest value u32 (the leader's limit, so that all
-             replicas judge an append alike), the frame; the others: a protobuf message
+command  kind u8; a client frame: largest value u32 (the leader's limit, so that all
+         replicas judge an append alike), the frame; the others: a protobuf message
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Where things are in the engine's key space. Pure.
 
-    m…                  the group's own state: configuration number, clock, ownership rows
-    d<key>              data, in the order of the keys: a split moves nothing
-    s<shard><session>   exactly-once records
-    j<shard><position>  keys changed while the shard is being lent: the copy's journal
+m…                  the group's own state: configuration number, clock, ownership rows
+d<key>              data, in the order of the keys: a split moves nothing
+s<shard><session>   exactly-once records
+j<shard><position>  keys changed while the shard is being lent: the copy's journal
 """
 
 from __future__ import annotations

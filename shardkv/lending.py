@@ -51,7 +51,9 @@ def pull(machine: ShardMachine, request: pb.PullRequest, chunk_bytes: int = CHUN
         if cursor.phase == JOURNAL:
             cursor, size = _replay(machine.engine, row, cursor, reply, size, chunk_bytes)
             break
-        start, end = layout.record_range(row.shard) if cursor.phase == RECORDS else layout.data_range(row.start, row.end)
+        start, end = (
+            layout.record_range(row.shard) if cursor.phase == RECORDS else layout.data_range(row.start, row.end)
+        )
         cursor, size = _copy(machine.engine, cursor, max(start, cursor.key), end, reply, size, chunk_bytes)
     reply.next.CopyFrom(cursor_to_pb(cursor))
     reply.final = row.state is State.FROZEN and cursor == Cursor(JOURNAL, b"", row.journal)

@@ -70,7 +70,9 @@ class Migrator:
             if row.state is State.PULLING:
                 self._begin(("fetch", row.shard, row.epoch), lambda row=row: self._fetch(row.shard, row.epoch))  # type: ignore[misc]
             elif row.state is State.FROZEN:
-                self._begin(("release", row.shard, row.epoch), lambda row=row: self._release(row.shard, row.epoch))  # type: ignore[misc]
+                self._begin(
+                    ("release", row.shard, row.epoch), lambda row=row: self._release(row.shard, row.epoch)
+                )  # type: ignore[misc]
 
     async def stop(self) -> None:
         tasks = list(self._errands.values())
@@ -83,9 +85,7 @@ class Migrator:
         """Follow the configurations, one after the other, through our log."""
         while True:
             known = self._machine.ownership.config_num
-            changes = await self._controller.changes(
-                known, NEWS_SECONDS, CALL_SECONDS, limit=CHANGES_AT_ONCE
-            )
+            changes = await self._controller.changes(known, NEWS_SECONDS, CALL_SECONDS, limit=CHANGES_AT_ONCE)
             if changes:
                 encoded = [change_to_pb(change).SerializeToString() for change in changes]
                 await self._replica.propose(commands.learn(encoded))
@@ -170,7 +170,8 @@ class Migrator:
                     log.debug("%s of shard %d@%d: %s", *errand, error)
                     await self._pause(BACKOFF_SECONDS[0] * 4)
         finally:
-            self._errands.pop(errand, None)
+            if self._errands.get(errand) is asyncio.current_task():  # else a later one took its place
+                del self._errands[errand]
 
     def _cancel_all(self) -> None:
         for task in self._errands.values():

@@ -73,5 +73,3 @@ def scan_page(machine: ShardMachine, row: Row, start: bytes, end: bytes, limit: 
         if stop == end:
             return frames.pack_page(True, b"", pairs)
     return frames.pack_page(False, cursor, pairs)
-
-

@@ -66,7 +66,7 @@ class RocksOptions:
 class RocksEngine:
     """See `engine.Engine`. Raises StorageError where the directory holds something else."""
 
-    def __init__(self, directory: Path, options: RocksOptions = RocksOptions()) -> None:  # noqa: B008
+    def __init__(self, directory: Path, options: RocksOptions = RocksOptions()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._options = directory, options
         self._cache = Cache(options.block_cache_bytes)
@@ -258,7 +258,9 @@ class CheckpointSink:
             end = MANIFEST_LENGTH.size + MANIFEST_LENGTH.unpack_from(self._head)[0]
             if len(self._head) < end:
                 return
-            self._files = [(str(name), int(size)) for name, size in json.loads(self._head[MANIFEST_LENGTH.size : end])]
+            self._files = [
+                (str(name), int(size)) for name, size in json.loads(self._head[MANIFEST_LENGTH.size : end])
+            ]
             if any("/" in name or name.startswith(".") for name, _ in self._files):
                 raise OSError("a snapshot that names files outside of itself")
             data = self._head[end:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -42,7 +43,7 @@ class GroupServer:
         dialer: Dialer,
         rng: Random,
         limits: Limits,
-        clock_ms,  # type: ignore[no-untyped-def]
+        clock_ms: Callable[[], int],
     ) -> None:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
@@ -50,6 +51,13 @@ class GroupServer:
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
+
+    def now_ms(self) -> int:
+        """The wall clock that this server stamps commands with."""
+        return self._clock_ms()
+
+    def address_of(self, node: NodeId) -> str:
+        return self._addresses.get(node, "")
 
     async def stop(self) -> None:
         await self.migrator.stop()

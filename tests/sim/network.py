@@ -42,6 +42,7 @@ class SimNetwork:
         self.sent: Counter[str] = Counter()  # messages and bytes, by kind
         self.on_mail: Callable[[str, str, Sequence[Envelope]], None] = lambda source, target, mail: None
         self._processes: dict[str, _Process] = {}
+        self._serving: set[asyncio.Task[None]] = set()
 
     def listen(
         self,
@@ -120,7 +121,9 @@ class SimNetwork:
             if process is None or process.handler is None:
                 self.transmit(target, source, refuse)
             else:
-                loop.create_task(serve(process))
+                task = loop.create_task(serve(process))
+                self._serving.add(task)
+                task.add_done_callback(self._serving.discard)
 
         self.transmit(source, target, arrive)
         try:

@@ -138,7 +138,9 @@ class RaftWorld:
         nodes = list(self.replicas if among is None else among)
 
         def ready() -> list[int]:
-            return [n for n in self.leaders_now(nodes) if self.core(n).commit_index >= self.core(n).role.term_start]
+            return [
+                n for n in self.leaders_now(nodes) if self.core(n).commit_index >= self.core(n).role.term_start
+            ]
 
         await self.until(ready, timeout)
         return max(ready(), key=lambda node: self.core(node).term)

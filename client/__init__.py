@@ -1,0 +1,33 @@
+"""The client library: `ShardClerk` and its async twin, and what they raise."""
+
+from client.blocking import ShardClerk
+from client.clerk import AsyncShardClerk
+from client.errors import (
+    BadRequest,
+    Busy,
+    ClerkClosed,
+    DeadlineExceeded,
+    ForkedClerk,
+    KeyTooLarge,
+    OutcomeUnknown,
+    SessionExpired,
+    ShardKVError,
+    Unavailable,
+    ValueTooLarge,
+)
+
+__all__ = [
+    "AsyncShardClerk",
+    "BadRequest",
+    "Busy",
+    "ClerkClosed",
+    "DeadlineExceeded",
+    "ForkedClerk",
+    "KeyTooLarge",
+    "OutcomeUnknown",
+    "SessionExpired",
+    "ShardClerk",
+    "ShardKVError",
+    "Unavailable",
+    "ValueTooLarge",
+]

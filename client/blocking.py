@@ -1,0 +1,237 @@
+"""`ShardClerk`: the service for ordinary programs. The async clerk's core on a thread of its own.
+
+    with ShardClerk(["127.0.0.1:7000"]) as clerk:
+        clerk.put("greeting", b"hello")
+        assert clerk.get("greeting") == b"hello"
+
+Any number of threads may share a clerk, and their calls share frames. A forked
+child makes its own: using the parent's raises ForkedClerk.
+
+A call crosses to the clerk's thread by a queue, and the thread is woken once for all
+that queued meanwhile; the caller waits on a lock. That is the whole hand-over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from random import Random
+
+import uvloop
+
+from client.clerk import LIMITS, SCAN_PAGE, Consistency, Key, check_key, check_value, to_bytes
+from client.core import READ_LANES, WRITE_LANE, ClerkCore
+from client.errors import ClerkClosed
+from client.operations import Operation
+from raft.rpc import GrpcDialer
+from shardkv import frames
+from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+
+
+class _Waiter:
+    """A caller that waits: a lock held until the answer is there."""
+
+    __slots__ = ("error", "lock", "status", "value")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.status = 0
+        self.value = b""
+        self.error: Exception | None = None
+
+    def finish(self, status: int, value: bytes, error: Exception | None) -> None:
+        self.status, self.value, self.error = status, value, error
+        self.lock.release()
+
+    def wait(self) -> tuple[int, bytes]:
+        self.lock.acquire()
+        if self.error is not None:
+            raise self.error
+        return self.status, self.value
+
+
+class ShardClerk:
+    """The blocking client of a shardkv cluster; thread-safe. See `AsyncShardClerk` for the calls."""
+
+    def __init__(self, controllers: Sequence[str], timeout: float = 10.0, *, limits: Limits = LIMITS) -> None:
+        if not controllers or isinstance(controllers, str):
+            raise ValueError("controllers is a list of host:port")
+        self.timeout = timeout
+        self._limits = limits
+        self._submitted: deque[tuple[Operation, int]] = deque()
+        self._woken = False
+        self._closed = False
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="shardkv-clerk", daemon=True)
+        self._thread.start()
+        self._core: ClerkCore = asyncio.run_coroutine_threadsafe(self._open(controllers), self._loop).result()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _open(self, controllers: Sequence[str]) -> ClerkCore:
+        return ClerkCore(controllers, GrpcDialer(), Random(random.SystemRandom().getrandbits(128)))
+
+    def __enter__(self) -> ShardClerk:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End outstanding calls with ClerkClosed, close the connections, end the thread."""
+        if self._closed:
+            return
+        self._core.check_process()
+        self._closed = True
+        asyncio.run_coroutine_threadsafe(self._core.close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # ---- writes
+
+    def put(self, key: Key, value: Key, *, timeout: float | None = None) -> None:
+        """Set `key` to `value`."""
+        self._call(PUT, check_key(key, self._limits), check_value(value, self._limits), WRITE_LANE, timeout)
+
+    def append(self, key: Key, value: Key, *, timeout: float | None = None) -> None:
+        """Add `value` to the end of what `key` has; an absent key has nothing."""
+        self._call(APPEND, check_key(key, self._limits), check_value(value, self._limits), WRITE_LANE, timeout)
+
+    def delete(self, key: Key, *, timeout: float | None = None) -> bool:
+        """Remove `key`; whether it was there."""
+        status, _ = self._call(DELETE, check_key(key, self._limits), b"", WRITE_LANE, timeout)
+        return status == Status.OK
+
+    def cas(self, key: Key, expected: Key | None, new: Key, *, timeout: float | None = None) -> bool:
+        """Set `key` to `new` if it has `expected` (None: if it is absent); whether it was set."""
+        before = None if expected is None else check_value(expected, self._limits)
+        packed = frames.pack_cas(before, check_value(new, self._limits))
+        status, _ = self._call(CAS_OP, check_key(key, self._limits), packed, WRITE_LANE, timeout)
+        return status == Status.OK
+
+    # ---- reads
+
+    def get(
+        self, key: Key, *, timeout: float | None = None, consistency: Consistency = "leader"
+    ) -> bytes | None:
+        """The value of `key`, None if it is absent; see `AsyncShardClerk.get` for `consistency`."""
+        data = check_key(key, self._limits)
+        status, value = self._call(GET, data, b"", READ_LANES[consistency], timeout)
+        return None if status == Status.NOT_FOUND else value
+
+    def multi_get(
+        self, keys: Iterable[Key], *, timeout: float | None = None, consistency: Consistency = "leader"
+    ) -> dict[bytes, bytes | None]:
+        """The values of many keys, by key. Each is linearizable by itself."""
+        wanted = [check_key(key, self._limits) for key in keys]
+        lane = READ_LANES[consistency]
+        waiters = [self._begin(GET, key, b"", lane, timeout) for key in wanted]
+        found = [waiter.wait() for waiter in waiters]
+        return {
+            key: None if status == Status.NOT_FOUND else value
+            for key, (status, value) in zip(wanted, found, strict=True)
+        }
+
+    def scan(
+        self,
+        start: Key | None = b"",
+        end: Key | None = b"",
+        limit: int | None = None,
+        *,
+        timeout: float | None = None,
+        consistency: Consistency = "leader",
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with start <= key < end in key order, lazily; see `AsyncShardClerk.scan`."""
+        cursor, stop = to_bytes(start or b""), to_bytes(end or b"")
+        left = limit if limit is not None else 1 << 62
+        while left > 0 and not (stop and cursor >= stop):
+            asked = frames.pack_scan(stop, min(left, SCAN_PAGE))
+            _, page = self._call(SCAN_OP, cursor, asked, READ_LANES[consistency], timeout)
+            finished, cursor, pairs = frames.unpack_page(page)
+            yield from pairs
+            left -= len(pairs)
+            if finished:
+                return
+
+    def batch(self) -> Batch:
+        """Collect writes and send them together: `with clerk.batch() as b: b.put(…)`."""
+        return Batch(self)
+
+    # ---- inside
+
+    def _call(self, kind: int, key: bytes, value: bytes, lane: int, timeout: float | None) -> tuple[int, bytes]:
+        return self._begin(kind, key, value, lane, timeout).wait()
+
+    def _begin(  # hot: runs per operation
+        self, kind: int, key: bytes, value: bytes, lane: int, timeout: float | None
+    ) -> _Waiter:
+        self._core.check_process()
+        if self._closed:
+            raise ClerkClosed("the clerk is closed")
+        waiter = _Waiter()
+        now = time.monotonic()  # uvloop's clock runs by the millisecond; see _submit_all
+        deadline = now + (self.timeout if timeout is None else timeout)
+        self._submitted.append((Operation(kind, key, value, now, deadline, waiter.finish), lane))
+        if not self._woken:
+            # Two threads may both wake it: that costs a turn, and loses nothing.
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._submit_all)
+        return waiter
+
+    def _submit_all(self) -> None:
+        self._woken = False  # before the queue is emptied: who appends later wakes us again
+        drift = self._loop.time() - time.monotonic()
+        submitted = self._submitted
+        while submitted:
+            operation, lane = submitted.popleft()
+            operation.issued_at += drift
+            operation.deadline += drift
+            try:
+                self._core.submit(operation, lane)
+            except Exception as error:
+                assert operation.finish is not None
+                operation.finish(0, b"", error)
+
+
+class Batch:
+    """Writes that leave together when the block ends. Each is exactly-once; together they are not atomic."""
+
+    def __init__(self, clerk: ShardClerk) -> None:
+        self._clerk = clerk
+        self._writes: list[tuple[int, bytes, bytes]] = []
+
+    def put(self, key: Key, value: Key) -> None:
+        self._add(PUT, key, check_value(value, self._clerk._limits))
+
+    def append(self, key: Key, value: Key) -> None:
+        self._add(APPEND, key, check_value(value, self._clerk._limits))
+
+    def delete(self, key: Key) -> None:
+        self._add(DELETE, key, b"")
+
+    def _add(self, kind: int, key: Key, value: bytes) -> None:
+        self._writes.append((kind, check_key(key, self._clerk._limits), value))
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None:
+            writes, self._writes = self._writes, []
+            waiters = [self._clerk._begin(*write, WRITE_LANE, None) for write in writes]
+            errors = []
+            for waiter in waiters:
+                try:
+                    waiter.wait()
+                except Exception as error:
+                    errors.append(error)
+            if errors:
+                raise errors[0]

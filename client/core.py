@@ -1,0 +1,207 @@
+"""What both clerks share: operations find their lane, are tried until done, and end in time.
+
+Lives on one event loop. The blocking clerk calls `submit` on that loop from other
+threads; the async clerk calls it directly. Bounded: at most `max_outstanding`
+operations at once, `Busy` beyond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from random import Random
+
+from client.errors import (
+    Busy,
+    ClerkClosed,
+    DeadlineExceeded,
+    ForkedClerk,
+    OutcomeUnknown,
+    ShardKVError,
+    Unavailable,
+)
+from client.lane import Lane
+from client.operations import Numbering, Operation
+from client.routing import Router
+from raft.doors import Dialer
+from shardctrler.query import ControllerClient, ControllerUnavailable
+from shardctrler.shard_map import NO_GROUP, Gid, ShardId
+from shardkv import frames
+from shardkv.frames import APPEND, CAS_OP, DELETE, PUT
+
+SWEEP_SECONDS = 0.05
+NO_GROUP_PAUSE = 0.05
+MAX_OUTSTANDING = 200_000
+WRITES = frozenset((PUT, APPEND, DELETE, CAS_OP))
+
+WRITE_LANE, READ_LANE, ANY_LANE, STALE_LANE = range(4)
+LANES = {
+    WRITE_LANE: (frames.WRITE, "kv.write", False),
+    READ_LANE: (frames.READ, "kv.read", False),
+    ANY_LANE: (frames.READ, "kv.read", True),
+    STALE_LANE: (frames.READ, "kv.stale", True),
+}
+READ_LANES = {"leader": READ_LANE, "any": ANY_LANE, "stale": STALE_LANE}
+
+
+class ClerkCore:
+    def __init__(
+        self, controllers: Sequence[str], dialer: Dialer, rng: Random, max_outstanding: int = MAX_OUTSTANDING
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._dialer, self._rng = dialer, rng
+        self._controller = ControllerClient(controllers, dialer, rng)
+        self._router = Router(self._controller)
+        self._clerk = rng.randbytes(16)
+        self._numberings: dict[ShardId, Numbering] = {}
+        self._lanes: dict[tuple[Gid, int], Lane] = {}
+        self._outstanding: dict[Operation, int] = {}  # to the kind of lane that it needs
+        self._max_outstanding = max_outstanding
+        self._clock: tuple[int, float] = (0, 0.0)  # replicated time heard, and when
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
+        self._closed = False
+
+    # ---- for the clerks
+
+    def submit(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
+        """Begin an operation. Raises Busy, ClerkClosed, ForkedClerk; its `finish` hears the rest."""
+        if self._closed:
+            raise ClerkClosed("the clerk is closed")
+        if len(self._outstanding) >= self._max_outstanding:
+            raise Busy(f"{len(self._outstanding)} operations are outstanding")
+        self._outstanding[operation] = lane_kind
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if self._router.config is None:
+            self._load()
+        else:
+            self._route(operation, lane_kind)
+
+    def check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedClerk("this clerk was made before a fork; make a new one in the child")
+
+    async def close(self) -> None:
+        """End what is outstanding, then the connections."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        for operation in list(self._outstanding):
+            self._give_up(operation, ClerkClosed("the clerk was closed with the operation outstanding"))
+        for lane in self._lanes.values():
+            await lane.close()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        await self._router.close()
+        await self._dialer.close()
+
+    # ---- for the lanes
+
+    def config_num(self) -> int:
+        return self._router.config.num if self._router.config else 0
+
+    def issued_ms(self) -> int:
+        """When the oldest outstanding write may have been issued, by replicated time."""
+        clock_ms, heard_at = self._clock
+        now = self._loop.time()
+        oldest = next(iter(self._outstanding), None)
+        age = 0.0 if oldest is None else max(0.0, now - oldest.issued_at)
+        return max(0, clock_ms + int((now - heard_at - age) * 1000))
+
+    def clock_heard(self, clock_ms: int) -> None:
+        now = self._loop.time()
+        expected = self._clock[0] + int((now - self._clock[1]) * 1000)
+        if clock_ms > expected or not self._clock[0]:
+            self._clock = (clock_ms, now)
+
+    def addresses(self, gid: Gid) -> tuple[str, ...]:
+        return self._router.addresses(gid)
+
+    def refused(self, shard: ShardId, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None:
+        self._router.refused(shard, gid, hint, addresses)
+
+    def route_again(self, operations: list[Operation], pause: float) -> None:
+        if pause > 0:
+            self._loop.call_later(pause, self._route_all, operations)
+        else:
+            self._route_all(operations)
+
+    def over(self, operation: Operation, status: int, value: bytes, error: Exception | None) -> None:  # hot
+        """The operation has its answer. A second answer (of a retry) is ignored."""
+        finish = operation.finish
+        if finish is None:
+            return
+        operation.finish = None
+        del self._outstanding[operation]
+        if operation.numbering is not None:
+            operation.numbering.over(operation.seq)
+        finish(status, value, error)
+
+    # ---- inside
+
+    def _route_all(self, operations: list[Operation]) -> None:
+        for operation in operations:
+            if operation.finish is not None:
+                self._route(operation, self._outstanding[operation])
+
+    def _route(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
+        shard, gid = self._router.lookup(operation.key)
+        if gid == NO_GROUP:
+            operation.why = f"no group serves shard {shard.id}"
+            self._router.refresh()
+            self._loop.call_later(NO_GROUP_PAUSE, self._route_all, [operation])
+            return
+        operation.shard = shard.id
+        if lane_kind == WRITE_LANE and operation.numbering is None:
+            numbering = self._numberings.get(shard.id)
+            if numbering is None:
+                numbering = self._numberings[shard.id] = Numbering(self._clerk, shard.id)
+            operation.numbering = numbering
+            operation.seq = numbering.take()
+        lane = self._lanes.get((gid, lane_kind))
+        if lane is None:
+            kind, method, spread = LANES[lane_kind]
+            lane = Lane(self, gid, kind, method, self._dialer, self._rng, spread)
+            self._lanes[gid, lane_kind] = lane
+        lane.put(operation)
+
+    def _load(self) -> None:
+        """Get the first map; what is submitted meanwhile waits for it."""
+        if self._loading is None:
+            self._loading = self._loop.create_task(self._load_map())
+
+    async def _load_map(self) -> None:
+        while True:
+            try:
+                await self._router.load(2.0)
+                break
+            except ControllerUnavailable as error:
+                self._router.error = error
+        self.clock_heard(self._controller.clock_ms)
+        if hasattr(self._dialer, "cluster"):
+            self._dialer.cluster = self._controller.cluster
+        self._route_all(list(self._outstanding))
+
+    def _sweep(self) -> None:
+        """End the operations whose time is up. Looks at all that are outstanding, which are bounded."""
+        now = self._loop.time()
+        for operation in [operation for operation in self._outstanding if operation.deadline <= now]:
+            self._give_up(operation, self._timed_out(operation))
+        self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._outstanding else None
+
+    def _timed_out(self, operation: Operation) -> ShardKVError:
+        why = operation.why or (str(self._router.error) if self._router.error else "no answer in time")
+        if operation.sent and operation.kind in WRITES:
+            return OutcomeUnknown(f"the write was sent and may or may not be done: {why}")
+        if self._router.config is None:
+            return Unavailable(f"no controller could be reached: {why}")
+        return DeadlineExceeded(f"not done in time: {why}")
+
+    def _give_up(self, operation: Operation, error: ShardKVError) -> None:
+        self.over(operation, 0, b"", error)

@@ -1,0 +1,238 @@
+"""All operations of one kind (reads or writes) to one group: a queue that batches by itself.
+
+Whatever queued while the last frames were out is the next frame: no timer, and a
+lone caller's frame holds one operation. A few frames may be out at once, so that a
+slow answer does not hold up the rest. Who leads the group is learnt from answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from random import Random
+from typing import Protocol
+
+from client.errors import BadRequest, KeyTooLarge, SessionExpired, ValueTooLarge
+from client.operations import Numbering, Operation
+from raft.answers import Code, parse
+from raft.doors import Dialer, Unreachable
+from shardctrler.shard_map import Gid
+from shardkv import frames
+from shardkv.frames import MalformedFrame, SectionReply, SectionStatus, Status
+
+FRAMES_OUT = 2
+FRAME_OPERATIONS = 1024
+FRAME_BYTES = 1 << 20
+ATTEMPT_SECONDS = 1.0
+BACKOFF_SECONDS = (0.002, 0.05)
+
+SectionKey = tuple[int, Numbering | None]
+
+
+class Owner(Protocol):
+    """What a lane needs of its clerk."""
+
+    def config_num(self) -> int: ...
+
+    def issued_ms(self) -> int: ...
+
+    def clock_heard(self, clock_ms: int) -> None: ...
+
+    def addresses(self, gid: Gid) -> tuple[str, ...]: ...
+
+    def refused(self, shard: int, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None: ...
+
+    def route_again(self, operations: list[Operation], pause: float) -> None:
+        """These were not done here: find them a lane after `pause` seconds."""
+
+    def over(self, operation: Operation, status: int, value: bytes, error: Exception | None) -> None: ...
+
+
+class Lane:
+    def __init__(
+        self, owner: Owner, gid: Gid, kind: int, method: str, dialer: Dialer, rng: Random, spread: bool = False
+    ) -> None:
+        self._owner, self._gid, self._kind, self._method = owner, gid, kind, method
+        self._dialer, self._rng = dialer, rng
+        self._spread = spread  # reads that any replica may answer go round all of them
+        self.queue: deque[Operation] = deque()
+        self.out: set[tuple[Operation, ...]] = set()
+        self._leader = ""
+        self._frames = 0
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def put(self, operation: Operation) -> None:  # hot: runs per operation
+        self.queue.append(operation)
+        if not self._scheduled and self._frames < FRAMES_OUT:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send_frames)
+
+    def _send_frames(self) -> None:
+        """Once a turn of the loop, so that all that this turn queued shares a frame."""
+        self._scheduled = False
+        while self.queue and self._frames < FRAMES_OUT:
+            operations = self._take()
+            if operations:
+                self._frames += 1
+                task = asyncio.get_running_loop().create_task(self._send(operations))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def _take(self) -> tuple[Operation, ...]:
+        """The next frame's operations; those that are over already are dropped."""
+        taken, size, queue = [], 0, self.queue
+        while queue and len(taken) < FRAME_OPERATIONS and size < FRAME_BYTES:
+            operation = queue.popleft()
+            if operation.finish is not None:
+                taken.append(operation)
+                size += len(operation.key) + len(operation.value)
+        return tuple(taken)
+
+    async def _send(self, operations: tuple[Operation, ...]) -> None:
+        self.out.add(operations)
+        try:
+            await self._attempt(operations)
+        finally:
+            self.out.discard(operations)
+            self._frames -= 1
+            self._send_frames()
+
+    async def _attempt(self, operations: tuple[Operation, ...]) -> None:
+        """Send one frame, and see to each operation's fate: done, refused, or to be tried again."""
+        addresses = self._owner.addresses(self._gid)
+        if not addresses:
+            self._again(operations, f"group {self._gid} is not known")
+            return
+        sections = self._sections(operations)
+        frame = frames.pack_frame(
+            self._kind,
+            self._owner.config_num(),
+            self._owner.issued_ms(),
+            [self._pack(key, members) for key, members in sections.items()],
+        )
+        address = self._choose(addresses)
+        for operation in operations:
+            operation.sent = True
+        try:
+            code, body = parse(await self._dialer.call(address, self._method, frame, ATTEMPT_SECONDS))
+            if code is Code.OK:
+                clock_ms, replies = frames.unpack_reply(body)
+        except (Unreachable, MalformedFrame, ValueError) as error:
+            self._leader = self._next(addresses, address)
+            self._again(operations, str(error))
+            return
+        if code is not Code.OK:
+            self._refused_whole(operations, code, body.decode(errors="replace"), addresses, address)
+            return
+        self._leader = address
+        self._owner.clock_heard(clock_ms)
+        for (key, members), reply in zip(sections.items(), replies, strict=True):
+            self._settle(key[0], members, reply)
+
+    def _choose(self, addresses: tuple[str, ...]) -> str:
+        if self._spread:
+            return self._rng.choice(addresses)
+        if self._leader not in addresses:
+            self._leader = self._rng.choice(addresses)
+        return self._leader
+
+    @staticmethod
+    def _next(addresses: tuple[str, ...], address: str) -> str:
+        return addresses[(addresses.index(address) + 1) % len(addresses)] if address in addresses else ""
+
+    def _sections(self, operations: tuple[Operation, ...]) -> dict[SectionKey, list[Operation]]:
+        sections: dict[SectionKey, list[Operation]] = {}
+        for operation in operations:  # hot: runs per operation
+            sections.setdefault((operation.shard, operation.numbering), []).append(operation)
+        return sections
+
+    def _pack(self, key: SectionKey, members: list[Operation]) -> bytes:  # hot: runs per operation
+        shard, numbering = key
+        return frames.pack_section(
+            shard,
+            numbering.session if numbering else frames.NO_SESSION,
+            numbering.acked_below if numbering else 0,
+            bytes([member.kind for member in members]),
+            [member.seq for member in members] if numbering else [],
+            [member.key for member in members],
+            [member.value for member in members],
+        )
+
+    def _refused_whole(
+        self, operations: tuple[Operation, ...], code: Code, text: str, addresses: tuple[str, ...], address: str
+    ) -> None:
+        match code:
+            case Code.NOT_LEADER if text in addresses and text != address:
+                self._leader = text
+                self._again(operations, f"{address}: not the leader", at_once=self._leader != address)
+            case Code.BAD_REQUEST:
+                error = _bad_request(text)
+                for operation in operations:
+                    self._owner.over(operation, 0, b"", error)
+            case Code.BUSY | Code.RETRY:
+                self._again(operations, f"{address}: {code.name} {text}")
+            case _:
+                self._leader = self._next(addresses, address)
+                self._again(operations, f"{address}: {code.name} {text}")
+
+    def _settle(self, shard: int, members: list[Operation], reply: SectionReply) -> None:  # hot
+        if reply.status is not SectionStatus.OK:
+            self._owner.refused(shard, self._gid, reply.gid, reply.addresses)
+            self._again(tuple(members), f"group {self._gid} does not serve shard {shard}")
+            return
+        over = self._owner.over
+        moved: list[Operation] = []
+        values = reply.values
+        for position, operation in enumerate(members):
+            status = reply.statuses[position]
+            if status <= Status.CAS_FAILED:
+                over(operation, status, values[position], None)
+            elif status == Status.WRONG_SHARD:
+                moved.append(operation)
+            else:
+                over(operation, status, b"", _error_of(status))
+        if moved:
+            self._owner.refused(shard, self._gid, 0, ())
+            self._again(tuple(moved), f"shard {shard} was split")
+
+    def _again(self, operations: tuple[Operation, ...], why: str, at_once: bool = False) -> None:
+        """Not done here, or not known: back to the clerk, who finds the lane anew."""
+        refusals = 0
+        for operation in operations:
+            operation.why = why
+            operation.refusals += 1
+            refusals = max(refusals, operation.refusals)
+        pause = 0.0
+        if not (at_once and refusals <= 2):
+            low, high = BACKOFF_SECONDS
+            pause = min(low * 2 ** min(refusals - 1, 10), high) * self._rng.uniform(0.5, 1.5)
+        self._owner.route_again(list(operations), pause)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _error_of(status: int) -> Exception:
+    match status:
+        case Status.SESSION_EXPIRED:
+            return SessionExpired("the write is too old to be tried again safely")
+        case Status.VALUE_TOO_LARGE:
+            return ValueTooLarge("the value would be larger than the server takes")
+        case _:
+            return BadRequest(f"the server answered {Status(status).name}")
+
+
+def _bad_request(text: str) -> Exception:
+    """The server's refusal of a whole frame, by the name it begins with."""
+    kind, _, rest = text.partition(": ")
+    match kind:
+        case "KeyTooLargeError":
+            return KeyTooLarge(rest)
+        case "ValueTooLargeError":
+            return ValueTooLarge(rest)
+        case _:
+            return BadRequest(text)

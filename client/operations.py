@@ -1,0 +1,80 @@
+"""One operation on its way: what it asks, until when, and who waits for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+
+
+class Operation:
+    """A call on a clerk. Made per operation, so it has slots and no ceremony."""
+
+    __slots__ = (
+        "deadline",
+        "finish",
+        "issued_at",
+        "key",
+        "kind",
+        "numbering",
+        "refusals",
+        "sent",
+        "seq",
+        "shard",
+        "value",
+        "why",
+    )
+
+    def __init__(  # hot: runs per operation
+        self,
+        kind: int,
+        key: bytes,
+        value: bytes,
+        issued_at: float,
+        deadline: float,
+        finish: Callable[[int, bytes, Exception | None], None],
+    ) -> None:
+        self.kind = kind
+        self.key = key
+        self.value = value
+        self.issued_at = issued_at  # by the event loop's clock, in seconds
+        self.deadline = deadline
+        self.finish: Callable[[int, bytes, Exception | None], None] | None = finish  # None once it is over
+        self.shard = 0
+        self.seq = 0
+        self.numbering: Numbering | None = None  # writes: the session that gave `seq`
+        self.sent = False
+        self.refusals = 0
+        self.why = ""  # what went wrong last
+
+
+class Numbering:
+    """The writes of one clerk to one shard: a session of its own, numbered from 1.
+
+    A session per shard keeps a shard that cannot be reached from holding back
+    the low-water mark of the others. An operation keeps its number when a split
+    or a move sends its retry elsewhere: the records went the same way.
+    """
+
+    __slots__ = ("_done", "_outstanding", "acked_below", "next_seq", "session")
+
+    def __init__(self, clerk: bytes, shard: int) -> None:
+        self.session = blake2b(clerk, digest_size=16, salt=shard.to_bytes(8, "big")).digest()
+        self.next_seq = 1
+        self.acked_below = 1
+        self._outstanding: deque[int] = deque()
+        self._done: set[int] = set()
+
+    def take(self) -> int:  # hot: runs per operation
+        seq = self.next_seq
+        self.next_seq = seq + 1
+        self._outstanding.append(seq)
+        return seq
+
+    def over(self, seq: int) -> None:  # hot: runs per operation
+        """The write is answered or given up: its record may go once all before it are over."""
+        outstanding, done = self._outstanding, self._done
+        done.add(seq)
+        while outstanding and outstanding[0] in done:
+            done.remove(outstanding.popleft())
+        self.acked_below = outstanding[0] if outstanding else self.next_seq

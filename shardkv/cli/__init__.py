@@ -1,0 +1,1 @@
+"""The `shardkv` command: one file a topic."""

@@ -1,0 +1,312 @@
+"""admin join, leave, move, split, merge, rebalance, query, status, transfer-leader."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any, TypeVar
+
+import click
+from rich.progress import Progress
+
+from raft.answers import Code, parse
+from raft.doors import Unreachable
+from raft.rpc import GrpcDialer
+from shardctrler import shardctrler_pb2 as pb
+from shardctrler.query import ControllerClient
+from shardctrler.shard_map import Config
+from shardkv.cli.common import (
+    UNREACHABLE,
+    Failed,
+    console,
+    controllers_option,
+    find_controllers,
+    handled,
+    json_bytes,
+    output_option,
+    print_json,
+    print_table,
+    run_async,
+    text,
+    timeout_option,
+)
+from shardkv.cli.overview import Overview, look, wait_settled
+from shardkv.process import split_addresses
+
+T = TypeVar("T")
+wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")
+wait_timeout_option = click.option(
+    "--wait-timeout", default=600.0, show_default=True, help="Seconds for --wait."
+)
+
+
+class Session:
+    """One connection to the cluster for one command."""
+
+    def __init__(self, controllers: str | None) -> None:
+        self.addresses = find_controllers(controllers)
+        self.dialer = GrpcDialer()
+        self.controller = ControllerClient(self.addresses, self.dialer, Random(random.SystemRandom().random()))
+
+    async def overview(self, timeout: float = 10.0) -> Overview:
+        return await look(self.controller, self.dialer, self.addresses, timeout)
+
+
+def with_session(controllers: str | None, work: Callable[[Session], Awaitable[T]]) -> T:
+    async def run() -> T:
+        session = Session(controllers)
+        try:
+            return await work(session)
+        finally:
+            await session.dialer.close()
+
+    return run_async(run())
+
+
+@click.group()
+def admin() -> None:
+    """Change and look at the shard map."""
+
+
+def _change(
+    request: pb.AdminRequest,
+    controllers: str | None,
+    timeout: float,
+    output: str,
+    wait: bool,
+    wait_timeout: float,
+) -> None:
+    async def run(session: Session) -> None:
+        num = await session.controller.admin(request, timeout)
+        served = None
+        if wait:
+            served = await _wait(session, wait_timeout, output)
+        if output == "json":
+            print_json(
+                {"ok": served is not False, "num": num, **({} if served is None else {"served": served})}
+            )
+        else:
+            click.echo(f"configuration {num}" + (", every shard serves" if served else ""))
+        if served is False:
+            raise Failed(
+                f"configuration {num} is made, but not every shard serves after {wait_timeout:g} s; "
+                "`shardkv admin status` shows which",
+                UNREACHABLE,
+            )
+
+    with_session(controllers, run)
+
+
+async def _wait(session: Session, wait_timeout: float, output: str) -> bool:
+    if output == "json" or not console.is_terminal:
+        return await wait_settled(session.overview, wait_timeout, lambda serving, total: None)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("shards serving", total=None)
+        return await wait_settled(
+            session.overview,
+            wait_timeout,
+            lambda serving, total: bar.update(task, completed=serving, total=total),
+        )
+
+
+def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that all changes take."""
+    for option in (controllers_option, timeout_option, output_option, wait_option, wait_timeout_option):
+        command = option(command)
+    return command
+
+
+@admin.command()
+@click.argument("groups", nargs=-1, required=True, metavar="GID ADDR,ADDR,… [GID ADDR,…]…")
+@_changing
+@handled
+def join(groups: tuple[str, ...], **options: Any) -> None:
+    """Let one or more groups in; they take their even share of the shards."""
+    if len(groups) % 2:
+        raise click.UsageError("give each group its number and its addresses")
+    request = pb.AdminRequest(join=pb.Join())
+    for gid, addresses in zip(groups[::2], groups[1::2], strict=True):
+        try:
+            request.join.groups.add(gid=int(gid), addresses=split_addresses(addresses))
+        except ValueError as error:
+            raise click.UsageError(f"group {gid}: {error}") from None
+    _change(request, **options)
+
+
+@admin.command()
+@click.argument("gids", nargs=-1, required=True, type=click.IntRange(min=1))
+@_changing
+@handled
+def leave(gids: tuple[int, ...], **options: Any) -> None:
+    """Let groups go; what they have moves to those that stay."""
+    _change(pb.AdminRequest(leave=pb.Leave(gids=gids)), **options)
+
+
+@admin.command()
+@click.argument("shard", type=click.IntRange(min=0))
+@click.argument("gid", type=click.IntRange(min=0))
+@_changing
+@handled
+def move(shard: int, gid: int, **options: Any) -> None:
+    """Move one shard to a group."""
+    _change(pb.AdminRequest(move=pb.MoveShard(shard=shard, gid=gid)), **options)
+
+
+@admin.command()
+@click.argument("shard", type=click.IntRange(min=0))
+@click.argument("key")
+@_changing
+@handled
+def split(shard: int, key: str, **options: Any) -> None:
+    """Make two shards of one: the second begins at KEY."""
+    _change(pb.AdminRequest(split=pb.SplitShard(shard=shard, key=os.fsencode(key))), **options)
+
+
+@admin.command()
+@click.argument("shard", type=click.IntRange(min=0))
+@_changing
+@handled
+def merge(shard: int, **options: Any) -> None:
+    """Join a shard with its right neighbour; both must be on one group."""
+    _change(pb.AdminRequest(merge=pb.MergeShard(shard=shard)), **options)
+
+
+@admin.command()
+@_changing
+@handled
+def rebalance(**options: Any) -> None:
+    """Level the groups' shard counts with the fewest moves."""
+    _change(pb.AdminRequest(rebalance=pb.Rebalance()), **options)
+
+
+def config_json(config: Config) -> dict[str, object]:
+    return {
+        "num": config.num,
+        "shards": [
+            {
+                "id": shard.id,
+                "start": json_bytes(shard.start),
+                "end": json_bytes(shard.end),
+                "gid": shard.gid,
+                "epoch": shard.epoch,
+            }
+            for shard in config.shards()
+        ],
+        "groups": {str(gid): list(group.addresses) for gid, group in sorted(config.groups.items())},
+    }
+
+
+@admin.command()
+@click.argument("num", required=False, type=click.IntRange(min=0))
+@controllers_option
+@timeout_option
+@output_option
+@handled
+def query(num: int | None, controllers: str | None, timeout: float, output: str) -> None:
+    """Show configuration NUM, or the latest."""
+
+    async def run(session: Session) -> Config:
+        return await session.controller.query(num, timeout)
+
+    config = with_session(controllers, run)
+    if output == "json":
+        print_json(config_json(config))
+        return
+    click.echo(f"configuration {config.num}")
+    print_table(
+        ("shard", "from", "to", "group"),
+        [
+            (shard.id, text(shard.start) or "-", text(shard.end) or "-", shard.gid or "-")
+            for shard in config.shards()
+        ],
+    )
+    print_table(
+        ("group", "addresses"),
+        [(gid, " ".join(group.addresses)) for gid, group in sorted(config.groups.items())],
+    )
+
+
+@admin.command()
+@controllers_option
+@timeout_option
+@output_option
+@handled
+def status(controllers: str | None, timeout: float, output: str) -> None:
+    """Show every process, who leads, and which shards are on their way."""
+
+    async def run(session: Session) -> Overview:
+        return await session.overview(timeout)
+
+    overview = with_session(controllers, run)
+    serving, total = overview.settled()
+    if output == "json":
+        print_json(
+            {
+                "config_num": overview.config.num,
+                "shards": total,
+                "serving": serving,
+                "controllers": overview.controllers,
+                "groups": {str(gid): replicas for gid, replicas in sorted(overview.groups.items())},
+            }
+        )
+        return
+    click.echo(f"configuration {overview.config.num}: {serving} of {total} shards serve")
+    rows: list[tuple[object, ...]] = []
+    for address, said in overview.controllers.items():
+        rows.append(("controller", address, *_process(said), ""))
+    for gid, replicas in sorted(overview.groups.items()):
+        for address, said in replicas.items():
+            rows.append((f"group {gid}", address, *_process(said), _shards(said)))
+    print_table(("process", "address", "role", "term", "applied", "shards"), rows)
+
+
+def _process(said: dict[str, Any] | None) -> tuple[object, ...]:
+    if said is None:
+        return "no answer", "-", "-"
+    return said["role"], said["term"], said["applied_index"]
+
+
+def _shards(said: dict[str, Any] | None) -> str:
+    if said is None or said["role"] != "leader":
+        return ""
+    by_state: dict[str, int] = {}
+    for row in said["shards"].values():
+        by_state[row["state"]] = by_state.get(row["state"], 0) + 1
+    return ", ".join(f"{count} {state.lower()}" for state, count in sorted(by_state.items()))
+
+
+@admin.command("transfer-leader")
+@click.argument("gid", type=click.IntRange(min=1))
+@click.argument("replica", type=click.IntRange(min=1), required=False)
+@controllers_option
+@timeout_option
+@output_option
+@handled
+def transfer_leader(
+    gid: int, replica: int | None, controllers: str | None, timeout: float, output: str
+) -> None:
+    """Hand the leadership of group GID to another REPLICA, the most caught-up if none is named."""
+
+    async def run(session: Session) -> str:
+        overview = await session.overview(timeout)
+        leader = overview.leader(gid)
+        if leader is None:
+            raise Failed(f"group {gid} has no leader that answers", UNREACHABLE)
+        try:
+            answered = await session.dialer.call(
+                leader["leader"], "kv.transfer", str(replica or 0).encode(), timeout
+            )
+        except Unreachable as error:
+            raise Failed(str(error), UNREACHABLE) from None
+        code, body = parse(answered)
+        if code is not Code.OK:
+            raise Failed(f"group {gid} refused: {body.decode(errors='replace') or code.name}")
+        return str(leader["leader"])
+
+    former = with_session(controllers, run)
+    if output == "json":
+        print_json({"ok": True, "former": former})
+    else:
+        click.echo(f"{former} hands the leadership of group {gid} over")

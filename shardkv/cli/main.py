@@ -1,0 +1,27 @@
+"""The entry point: all commands under `shardkv`."""
+
+from __future__ import annotations
+
+import click
+
+from shardkv.cli.admin import admin
+from shardkv.cli.bench import bench
+from shardkv.cli.data import append, cas, delete, get, put, scan
+from shardkv.cli.serve import serve
+from shardkv.cli.up import down, up
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="shardkv")
+def main() -> None:
+    """A range-sharded, Raft-replicated key-value service.
+
+    Exit status: 0 done, 1 refused or failed, 2 usage, 3 not reachable or timed out.
+    """
+
+
+for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()

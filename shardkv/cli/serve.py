@@ -1,0 +1,75 @@
+"""serve controller, serve group: one process, as `up` starts it or a person does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shardkv.frames import Limits
+from shardkv.process import ProcessOptions, run, split_addresses
+
+
+@click.group()
+def serve() -> None:
+    """Run one replica in the foreground, until SIGTERM."""
+
+
+def _addresses(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    try:
+        return split_addresses(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--id",
+            "replica",
+            type=click.IntRange(min=1),
+            required=True,
+            help="Which of --peers this is, from 1.",
+        ),
+        click.option("--peers", callback=_addresses, required=True, help="All replicas, in order: host:port,…"),
+        click.option(
+            "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="Its directory."
+        ),
+        click.option(
+            "--cluster", default="shardkv", show_default=True, help="Cluster id; the same everywhere."
+        ),
+        click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
+    ):
+        command = option(command)
+    return command
+
+
+def _run(options: ProcessOptions) -> None:
+    if options.replica > len(options.peers):
+        raise click.UsageError(f"--id {options.replica}, but --peers names {len(options.peers)}")
+    sys.exit(run(options))
+
+
+@serve.command()
+@_replica_options
+@click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
+def controller(shards: int, **options: Any) -> None:
+    """Run a replica of the shard controller."""
+    _run(ProcessOptions(**options, initial_shards=shards))
+
+
+@serve.command()
+@_replica_options
+@click.option("--gid", type=click.IntRange(min=1), required=True, help="The group's number.")
+@click.option(
+    "--controllers", callback=_addresses, required=True, envvar="SHARDKV_CONTROLLERS", help="host:port,…"
+)
+@click.option("--max-key-bytes", type=click.IntRange(1, 65535), default=4096, show_default=True)
+@click.option("--max-value-bytes", type=click.IntRange(1, 16 << 20), default=1 << 20, show_default=True)
+def group(max_key_bytes: int, max_value_bytes: int, **options: Any) -> None:
+    """Run a replica of a group. `admin join` lets the group in."""
+    frame_bytes = max(Limits().frame_bytes, 4 * max_value_bytes)
+    _run(ProcessOptions(**options, limits=Limits(max_key_bytes, max_value_bytes, frame_bytes)))

@@ -1,0 +1,179 @@
+"""up, down: a whole cluster on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from client import ShardClerk
+from shardctrler import shardctrler_pb2 as pb
+from shardctrler.query import AdminRefused, ControllerUnavailable
+from shardkv.cli.admin import Session, with_session
+from shardkv.cli.common import DEFAULT_DATA, UNREACHABLE, Failed, handled, print_table
+from shardkv.cli.overview import Overview, wait_settled
+from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
+
+READY_SECONDS = 60.0
+WATCH_SECONDS = 0.5
+
+
+@click.command()
+@click.option("--groups", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--replicas", type=click.IntRange(min=1), default=3, show_default=True, help="In each group.")
+@click.option("--controllers", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
+@click.option(
+    "--data", default=DEFAULT_DATA, show_default=True, type=click.Path(path_type=Path, file_okay=False)
+)
+@click.option(
+    "--port", type=click.IntRange(1024, 65000), default=7400, show_default=True, help="First of the ports."
+)
+@click.option("--ephemeral", is_flag=True, help="Data in memory, gone when the cluster stops.")
+@click.option("--detach", is_flag=True, help="Return once every shard serves; `shardkv down` stops it.")
+@handled
+def up(
+    groups: int,
+    replicas: int,
+    controllers: int,
+    shards: int,
+    data: Path,
+    port: int,
+    ephemeral: bool,
+    detach: bool,
+) -> None:
+    """Start a cluster on this machine, or what is down of one, and wait until every shard serves."""
+    with interrupted_by_signals() as interrupted:
+        cluster = _prepare(data, groups, replicas, controllers, shards, port, ephemeral)
+        started: list[str] = []
+        try:
+            for process in cluster.start_all():
+                started.append(process.address)
+            click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
+            overview = _wait_ready(cluster, interrupted)
+            _show(cluster, overview)
+            _first_operations(cluster)
+        except (ClusterError, Failed, ControllerUnavailable) as error:
+            cluster.stop_all()
+            raise Failed(str(error)) from None
+        if detach:
+            return
+        click.echo("Ctrl-C stops the cluster.")
+        _watch(cluster, interrupted)
+        click.echo(f"stopped {cluster.stop_all()} processes")
+        _forget_ephemeral(cluster)
+
+
+@click.command()
+@click.option(
+    "--data", default=DEFAULT_DATA, show_default=True, type=click.Path(path_type=Path, file_okay=False)
+)
+@handled
+def down(data: Path) -> None:
+    """Stop the cluster that `up` started in --data."""
+    try:
+        cluster = Cluster.load(data)
+    except ClusterError as error:
+        raise Failed(str(error)) from None
+    click.echo(f"stopped {cluster.stop_all()} processes")
+    _forget_ephemeral(cluster)
+
+
+def _prepare(
+    data: Path, groups: int, replicas: int, controllers: int, shards: int, port: int, ephemeral: bool
+) -> Cluster:
+    if (data / MANIFEST).exists():
+        cluster = Cluster.load(data)
+    else:
+        data.mkdir(parents=True, exist_ok=True)
+        cluster = Cluster(data, shards=shards, ephemeral=ephemeral)
+    cluster.plan(controllers, groups, replicas, port)
+    cluster.save()
+    return cluster
+
+
+def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
+    """Let the groups in that have not joined, and wait until every shard serves. Raises Failed."""
+
+    async def run(session: Session) -> Overview:
+        deadline = time.monotonic() + READY_SECONDS
+        while True:
+            if interrupted():
+                raise Failed("interrupted while starting")
+            for process in cluster.processes:
+                if not process.running:
+                    raise Failed(f"{process.role} at {process.address} ended: {cluster.last_words(process)}")
+            try:
+                config = await session.controller.query(None, 1.0)
+                break
+            except ControllerUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+        missing = [gid for gid in cluster.gids() if gid not in config.groups]
+        # A cluster that ran before has the groups that its admins gave it.
+        if missing and (not config.groups or max(missing) > max(config.groups)):
+            request = pb.AdminRequest(join=pb.Join())
+            for gid in missing:
+                request.join.groups.add(gid=gid, addresses=cluster.addresses("group", gid))
+            try:
+                await session.controller.admin(request, READY_SECONDS)
+            except AdminRefused as error:
+                raise Failed(str(error)) from None
+        if not await wait_settled(session.overview, deadline - time.monotonic(), lambda serving, total: None):
+            raise Failed("not every shard serves; the logs are in the processes' directories", UNREACHABLE)
+        return await session.overview()
+
+    return with_session(",".join(cluster.addresses("controller", 0)), run)
+
+
+def _show(cluster: Cluster, overview: Overview) -> None:
+    counts = overview.config.counts()
+    rows: list[tuple[object, ...]] = [("controller", " ".join(cluster.addresses("controller", 0)), "")]
+    for gid, group in sorted(overview.config.groups.items()):
+        rows.append((f"group {gid}", " ".join(group.addresses), counts[gid]))
+    print_table(("joined", "addresses", "shards"), rows)
+    click.echo(
+        f"configuration {overview.config.num}: all {len(overview.config.by_id)} shards are assigned and serve"
+    )
+
+
+def _first_operations(cluster: Cluster) -> None:
+    """Show that it works, on a key that is ours and is gone afterwards."""
+    key = b"\x00shardkv/up"
+    with ShardClerk(cluster.addresses("controller", 0)) as clerk:
+        began = time.perf_counter()
+        clerk.put(key, b"hello")
+        value = clerk.get(key)
+        took = (time.perf_counter() - began) * 1000
+        if value != b"hello":
+            raise Failed(f"the first get answered {value!r}")
+        clerk.delete(key)
+    click.echo(f"first put and get: {value.decode()!r} in {took:.1f} ms")
+
+
+def _watch(cluster: Cluster, interrupted: Callable[[], bool]) -> None:
+    """Stay until Ctrl-C; say which process ended, once, and let `up` elsewhere start it again."""
+    said: set[int] = set()
+    while not interrupted():
+        time.sleep(WATCH_SECONDS)
+        cluster.processes = Cluster.load(cluster.directory).processes
+        for process in cluster.processes:
+            if not process.running and process.pid and process.pid not in said:
+                said.add(process.pid)
+                click.echo(
+                    f"{process.role} at {process.address} ended: {cluster.last_words(process)}; "
+                    f"`shardkv up --data {cluster.directory} --detach` starts it again",
+                    err=True,
+                )
+        sys.stdout.flush()
+
+
+def _forget_ephemeral(cluster: Cluster) -> None:
+    if cluster.ephemeral:
+        for process in cluster.processes:
+            shutil.rmtree(process.data, ignore_errors=True)
+        (cluster.directory / MANIFEST).unlink()

@@ -1,0 +1,229 @@
+"""A cluster of processes on this machine: plan it, start what is down, wait until it serves, stop it.
+
+DIR/cluster.json names every process; it is the plan and the record, and is replaced
+whole whenever a process starts. Each process has a directory of its own, with its
+log file, so that any one can be killed and started again by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "cluster.json"
+STOP_SECONDS = 10.0
+
+
+class ClusterError(Exception):
+    """The cluster cannot be started or stopped as asked; the text says why in one line."""
+
+
+@dataclass
+class Process:
+    """One replica: what it is, where it listens, its process id while it runs (else 0)."""
+
+    role: str  # "controller" or "group"
+    gid: int
+    index: int
+    address: str
+    pid: int
+    data: str
+
+    @property
+    def running(self) -> bool:
+        """Whether our process is there; a pid that another program got since does not count."""
+        if self.pid <= 0:
+            return False
+        try:
+            command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return self.data.encode() in command.split(b"\0") and state != "Z"
+
+
+@dataclass
+class Cluster:
+    directory: Path
+    cluster: str = ""
+    shards: int = 8
+    ephemeral: bool = False
+    processes: list[Process] = field(default_factory=list)
+
+    # ---- the manifest
+
+    @classmethod
+    def load(cls, directory: Path) -> Cluster:
+        """Raises ClusterError where there is none."""
+        path = directory / MANIFEST
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ClusterError(f"{path} is not there: no cluster was started in {directory}") from None
+        return cls(
+            directory,
+            found["cluster"],
+            found["shards"],
+            found["ephemeral"],
+            [Process(**process) for process in found["processes"]],
+        )
+
+    def save(self) -> None:
+        path = self.directory / MANIFEST
+        manifest = {
+            "controllers": self.addresses("controller", 0),
+            "groups": {str(gid): self.addresses("group", gid) for gid in self.gids()},
+            "processes": [asdict(process) for process in self.processes],
+            "cluster": self.cluster,
+            "shards": self.shards,
+            "ephemeral": self.ephemeral,
+        }
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+        temporary.rename(path)
+
+    def addresses(self, role: str, gid: int) -> list[str]:
+        return [process.address for process in self.processes if (process.role, process.gid) == (role, gid)]
+
+    def gids(self) -> list[int]:
+        return sorted({process.gid for process in self.processes if process.role == "group"})
+
+    # ---- planning
+
+    def plan(self, controllers: int, groups: int, replicas: int, port: int) -> None:
+        """Add the processes that are not there yet; those that are keep their address and data."""
+        if not self.cluster:
+            self.cluster = secrets.token_hex(8)
+        wanted = [("controller", 0, n) for n in range(controllers)]
+        wanted += [("group", gid, n) for gid in range(1, groups + 1) for n in range(replicas)]
+        known = {(process.role, process.gid) for process in self.processes}
+        used = {process.address for process in self.processes}
+        for role, gid, index in wanted:
+            if (role, gid) in known:
+                continue  # a running Raft group keeps its size
+            while f"127.0.0.1:{port}" in used:
+                port += 1
+            address = f"127.0.0.1:{port}"
+            used.add(address)
+            name = f"controller-{index}" if role == "controller" else f"group-{gid}-{index}"
+            data = str((self.directory / name).resolve())
+            self.processes.append(Process(role, gid, index, address, 0, data))
+
+    # ---- life
+
+    def command(self, process: Process) -> list[str]:
+        """What starts `process`; a person may type the same."""
+        peers = ",".join(self.addresses(process.role, process.gid))
+        options = ["--id", str(process.index + 1), "--peers", peers, "--data", process.data]
+        options += ["--cluster", self.cluster]
+        if process.role == "controller":
+            options += ["--shards", str(self.shards)]
+        else:
+            options += ["--gid", str(process.gid), "--controllers", ",".join(self.addresses("controller", 0))]
+        if self.ephemeral:
+            options.append("--ephemeral")
+        return [sys.executable, "-m", "shardkv.cli.main", "serve", process.role, *options]
+
+    def start(self, process: Process) -> None:
+        """Start one process that is down. Raises ClusterError if its port is taken."""
+        host, _, port = process.address.rpartition(":")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError:
+                raise ClusterError(
+                    f"port {port} is in use by another program: stop that, or give another --port or --data"
+                ) from None
+        data = Path(process.data)
+        data.mkdir(parents=True, exist_ok=True)
+        with (data / "log").open("ab") as output:
+            child = subprocess.Popen(
+                self.command(process),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C is ours to handle, in order
+            )
+        process.pid = child.pid
+        _children[child.pid] = child
+        self.save()
+
+    def start_all(self) -> list[Process]:
+        """Start what is down; returns what was."""
+        down = [process for process in self.processes if not process.running]
+        for process in down:
+            self.start(process)
+        return down
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL, and wait until it is gone."""
+        _signal(process, signal.SIGKILL)
+        _wait_gone([process], STOP_SECONDS)
+
+    def stop_all(self) -> int:
+        """SIGTERM to all, SIGKILL to those that stay; returns how many ran."""
+        running = [process for process in self.processes if process.running]
+        for process in running:
+            _signal(process, signal.SIGTERM)
+        for process in _wait_gone(running, STOP_SECONDS):
+            self.kill(process)
+        for process in self.processes:
+            process.pid = 0
+        self.save()
+        return len(running)
+
+    def last_words(self, process: Process) -> str:
+        """The last line of a process's log: why it ended, most likely."""
+        lines = (Path(process.data) / "log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _signal(process: Process, number: int) -> None:
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        pass  # it ended by itself meanwhile
+
+
+def _wait_gone(processes: list[Process], seconds: float) -> list[Process]:
+    """Wait until they have ended; returns those that have not."""
+    deadline = time.monotonic() + seconds
+    left = processes
+    while left and time.monotonic() < deadline:
+        for process in left:
+            if process.pid in _children:
+                _children[process.pid].poll()  # reaps it
+        left = [process for process in left if process.running]
+        time.sleep(0.01)
+    return left
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
+    """SIGINT and SIGTERM set a flag instead of ending us; the flag is what is yielded."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,235 @@
+"""One server process: opens the disk, starts the replica, listens, and ends in order.
+
+This is where the real doors are put in: files, gRPC, the wall clock, the system's
+randomness. Everything behind them is the code that the simulator runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvloop
+
+from raft.disk import RealDirectory
+from raft.doors import Handler
+from raft.errors import StorageError, WrongDirectory
+from raft.quorum import Membership
+from raft.rpc import CHANNEL_OPTIONS, ChannelService, GrpcDialer
+from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
+from raft.transport import MAIL, GrpcTransport
+from shardctrler import shardctrler_pb2_grpc as ctl_grpc
+from shardctrler.machine import ControllerMachine
+from shardctrler.query import ControllerClient
+from shardctrler.server import ControllerServer
+from shardctrler.unary import ControllerService
+from shardkv import shardkv_pb2_grpc as kv_grpc
+from shardkv.engine import Engine, MemoryEngine
+from shardkv.frames import Limits
+from shardkv.machine import ShardMachine
+from shardkv.rocks import RocksEngine
+from shardkv.server import GroupServer
+from shardkv.unary import KVService
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+IDENTITY = "identity.json"
+CONTROLLER_GROUP = 0
+
+
+class CannotStart(Exception):
+    """The process cannot do its work; the text says why in one line."""
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """What one process is. `peers` are the addresses of all replicas; replica n is the n-th."""
+
+    replica: int
+    peers: tuple[str, ...]
+    data: Path
+    cluster: str
+    gid: int = CONTROLLER_GROUP
+    controllers: tuple[str, ...] = ()
+    initial_shards: int = 8
+    ephemeral: bool = False
+    limits: Limits = field(default_factory=Limits)
+    rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
+
+    @property
+    def address(self) -> str:
+        return self.peers[self.replica - 1]
+
+    @property
+    def addresses(self) -> dict[int, str]:
+        return dict(enumerate(self.peers, 1))
+
+
+def clock_ms() -> int:
+    return int(time.time() * 1000)
+
+
+async def serve(options: ProcessOptions) -> None:
+    """Run one replica until SIGTERM or SIGINT. Raises CannotStart, StorageError, or the fault that stopped it."""
+    rng = Random(random.SystemRandom().getrandbits(128))
+    directory = RealDirectory(options.data)
+    try:
+        await _check_identity(directory, options)
+        peers = {node: address for node, address in options.addresses.items() if node != options.replica}
+        transport = GrpcTransport(options.cluster, options.gid, peers)
+        dialer = GrpcDialer(options.cluster)
+        machine = _machine(directory, options)
+        replica = await open_replica(
+            options.replica,
+            Membership(frozenset(options.addresses)),
+            directory,
+            transport,
+            machine,
+            rng,
+            clock_ms,
+            options.rsm,
+        )
+        transport.on_unreachable = replica.node.unreachable
+        await _listen(options, replica, transport, dialer, rng)
+    finally:
+        directory.close()
+
+
+def _machine(directory: RealDirectory, options: ProcessOptions) -> StateMachine:
+    if options.gid == CONTROLLER_GROUP:
+        controller = ControllerMachine(directory)
+        controller.recover()
+        return controller
+    engine: Engine = MemoryEngine(directory) if options.ephemeral else RocksEngine(options.data / "rocks")
+    return ShardMachine(options.gid, engine)
+
+
+async def _listen(
+    options: ProcessOptions,
+    replica: ReplicatedMachine,
+    transport: GrpcTransport,
+    dialer: GrpcDialer,
+    rng: Random,
+) -> None:
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _end, ended)
+
+    def on_fault(error: BaseException) -> None:
+        if not ended.done():
+            ended.set_exception(error)
+
+    replica.node.on_fault = on_fault
+
+    def on_post(method: str, payload: bytes) -> None:
+        if method == MAIL:
+            replica.node.receive(transport.unpack(payload))
+
+    listener = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
+    handler, stop = _server(options, replica, dialer, rng, listener)
+    listener.add_generic_rpc_handlers((ChannelService(options.cluster, handler, on_post),))
+    try:
+        try:
+            bound = listener.add_insecure_port(options.address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise CannotStart(f"{options.address} cannot be listened on: the port is in use, or not ours")
+        await listener.start()
+        log.info("listening on %s", options.address)
+        await ended
+    finally:
+        await listener.stop(0.2)
+        await stop()
+        await transport.close()
+        await dialer.close()
+
+
+def _server(
+    options: ProcessOptions, replica: ReplicatedMachine, dialer: GrpcDialer, rng: Random, listener: Any
+) -> tuple[Handler, Callable[[], Awaitable[None]]]:
+    if options.gid == CONTROLLER_GROUP:
+        controller = ControllerServer(
+            replica, options.addresses, options.cluster, options.initial_shards, clock_ms
+        )
+        ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), listener)
+        return controller.handle, controller.stop
+    client = ControllerClient(options.controllers, dialer, rng)
+    group = GroupServer(replica, options.addresses, client, dialer, rng, options.limits, clock_ms)
+    kv_grpc.add_KVServicer_to_server(KVService(group), listener)
+    return group.handle, group.stop
+
+
+def _end(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+async def _check_identity(directory: RealDirectory, options: ProcessOptions) -> None:
+    """Refuse another replica's data: starting on it would break that replica's promises."""
+    identity = {
+        "format": FORMAT,
+        "cluster": options.cluster,
+        "gid": options.gid,
+        "replica": options.replica,
+        "engine": "memory" if options.ephemeral else "rocksdb",
+    }
+    if IDENTITY not in directory.names():
+        if any(name.startswith("wal-") for name in directory.names()):
+            raise WrongDirectory(f"{options.data} has a log but no {IDENTITY}")
+        await directory.replace(IDENTITY, json.dumps(identity).encode())
+        return
+    found = json.loads(directory.read(IDENTITY))
+    if found != identity:
+        raise WrongDirectory(f"{options.data} belongs to {found}, not to {identity}")
+
+
+def run(options: ProcessOptions) -> int:
+    """Serve until told to stop; returns the process's exit status."""
+    if not __debug__:
+        print("shardkv does not run under python -O: its assertions guard the data", file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    try:
+        _run(serve(options))
+    except (CannotStart, StorageError) as error:
+        print(f"shardkv: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"shardkv: the disk failed, and this replica stopped: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def split_addresses(text: str) -> tuple[str, ...]:
+    """host:port,… to a tuple. Raises ValueError."""
+    addresses: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{address!r} is not host:port")
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("an address stands twice")
+    if not addresses:
+        raise ValueError("no addresses")
+    return tuple(addresses)
