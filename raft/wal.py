@@ -53,6 +53,7 @@ class Recovered:
     base_term: Term = 0
     entries: list[Entry] = field(default_factory=list)
     cut_bytes: int = 0  # length of a torn write at the end, now gone
+    gap: bool = False  # entries before the first are missing, and no base has explained it yet
 
     @property
     def last_index(self) -> Index:
@@ -63,21 +64,25 @@ class Recovered:
         if entry.index <= self.base_index:
             return  # a segment older than the base that was not removed in time
         if entry.index > self.last_index + 1:
-            raise ValueError(f"entry {entry.index} follows {self.last_index}")
+            # What is missing was compacted, and its segment removed, if a later record
+            # says so; until then the log is taken to begin here.
+            self.gap = True
+            self.base_index, self.base_term, self.entries = entry.index - 1, 0, []
         del self.entries[entry.index - self.base_index - 1 :]
         self.entries.append(entry)
 
     def replay_base(self, index: Index, term: Term) -> None:
         """Everything up to `index` is in the state machine; a log that differs there is void."""
         if index < self.base_index:
+            if self.gap:
+                return  # older than the gap: a later base must explain it
             raise ValueError(f"the base goes back from {self.base_index} to {index}")
         kept: list[Entry] = []
-        if index == self.base_index and term == self.base_term:
-            kept = self.entries
-        elif index <= self.last_index and index > self.base_index:
-            if self.entries[index - self.base_index - 1].term == term:
-                kept = self.entries[index - self.base_index :]
-        self.base_index, self.base_term, self.entries = index, term, kept
+        if index == self.base_index:
+            kept = self.entries if self.gap or term == self.base_term else []
+        elif index <= self.last_index and self.entries[index - self.base_index - 1].term == term:
+            kept = self.entries[index - self.base_index :]
+        self.base_index, self.base_term, self.entries, self.gap = index, term, kept, False
 
 
 @dataclass(slots=True)
@@ -202,6 +207,8 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
             log.warning("%s: cut %d bytes of an unfinished write", name, recovered.cut_bytes)
             await directory.truncate(name, reader.torn_at)
         segments.append(segment)
+    if recovered.gap:
+        raise CorruptLog(names[-1], 0, f"entries before {recovered.base_index + 1} are missing")
     wal = Wal(directory, rng, segment_bytes, recovered)
     wal._segments = segments
     wal._sequence = 0 if sequence is None else sequence + 1

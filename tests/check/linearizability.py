@@ -1,0 +1,104 @@
+"""Is a history linearizable? Lowe's just-in-time search with memoization, one key at a time.
+
+Operations on different keys commute, so each key is judged alone (Horn & Kroening).
+An operation without an answer may have taken effect at any time after its call, or
+never. See G. Lowe, "Testing for linearizability" (2017), and Wing & Gong (1993).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+Value = bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call: what was asked, what was answered, and when. `returned` inf: no answer came."""
+
+    kind: str  # get, put, append, delete, cas
+    key: bytes
+    argument: object
+    result: object
+    called: float
+    returned: float = inf
+
+
+class NotLinearizable(AssertionError):
+    """No order of a key's operations explains the answers."""
+
+    def __init__(self, key: bytes, operations: list[Operation]) -> None:
+        lines = [
+            f"  {op.called:10.4f} – {op.returned:10.4f}  {op.kind} {op.argument!r} → {op.result!r}" for op in operations
+        ]
+        super().__init__(f"key {key!r}: no order explains\n" + "\n".join(lines))
+        self.key = key
+
+
+def step(operation: Operation, value: Value) -> tuple[bool, Value]:
+    """Whether the answer fits the state (an unknown answer fits all), and the state after."""
+    known = operation.returned != inf
+    match operation.kind:
+        case "get":
+            return (not known or operation.result == value), value
+        case "put":
+            return True, operation.argument  # type: ignore[return-value]
+        case "append":
+            return True, (value or b"") + operation.argument  # type: ignore[operator]
+        case "delete":
+            return (not known or operation.result == (value is not None)), None
+        case "cas":
+            expected, new = operation.argument  # type: ignore[misc]
+            swaps = value == expected
+            return (not known or operation.result == swaps), new if swaps else value
+        case kind:
+            raise AssertionError(f"an operation of kind {kind}")
+
+
+def check(history: Iterable[Operation]) -> int:
+    """Judge a whole history; returns the number of operations. Raises NotLinearizable."""
+    by_key: dict[bytes, list[Operation]] = defaultdict(list)
+    for operation in history:
+        by_key[operation.key].append(operation)
+    for key, operations in by_key.items():
+        # A read without an answer tells nothing.
+        told = [op for op in operations if not (op.kind == "get" and op.returned == inf)]
+        told.sort(key=lambda op: op.called)
+        if not key_is_linearizable(told):
+            raise NotLinearizable(key, told)
+    return sum(len(operations) for operations in by_key.values())
+
+
+def key_is_linearizable(operations: list[Operation]) -> bool:
+    """Depth-first search over (what has taken effect, state); states seen before are not searched again."""
+    count = len(operations)
+    known = sum(1 << i for i, op in enumerate(operations) if op.returned != inf)
+    seen: set[tuple[int, Value]] = set()
+    stack: list[tuple[int, Value]] = [(0, None)]
+    while stack:
+        done, value = stack.pop()
+        if done & known == known:
+            return True
+        # Whatever is next must have been called before the first pending answer came.
+        first = next(i for i in range(count) if not done >> i & 1)
+        horizon = inf
+        for i in range(first, count):
+            if operations[i].called > horizon:
+                break
+            if not done >> i & 1:
+                horizon = min(horizon, operations[i].returned)
+        for i in range(first, count):
+            operation = operations[i]
+            if operation.called > horizon:
+                break
+            if done >> i & 1:
+                continue
+            fits, after = step(operation, value)
+            state = (done | 1 << i, after)
+            if fits and state not in seen:
+                seen.add(state)
+                stack.append(state)
+    return False

@@ -1,0 +1,99 @@
+"""Clients that do a bit of everything, write down what they saw, and are judged."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from client import AsyncShardClerk
+from client.errors import DeadlineExceeded, OutcomeUnknown
+from tests.check.linearizability import Operation, check
+
+
+class Workload:
+    """Callers on a few keys that lie in different shards. Every written value is unique."""
+
+    def __init__(self, seed: int, keys: int = 6) -> None:
+        self.rng = Random(seed)
+        # Keys across printable ASCII, so that they fall into different shards.
+        self.keys = [bytes([0x21 + 90 * n // keys]) + b"/key" for n in range(keys)]
+        self.history: list[Operation] = []
+        self.unknown = 0
+        self._stop = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, clerk: AsyncShardClerk, callers: int = 1) -> None:
+        for _ in range(callers):
+            number = len(self._tasks)
+            self._tasks.append(asyncio.get_running_loop().create_task(self._call(clerk, number)))
+
+    async def stop(self) -> None:
+        """Let every caller finish what it is at. An error of any of them is raised."""
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    def judge(self) -> int:
+        """Raises NotLinearizable. Returns how many operations were judged."""
+        return check(self.history)
+
+    async def _call(self, clerk: AsyncShardClerk, number: int) -> None:
+        turn = 0
+        while not self._stop:
+            turn += 1
+            await self._one(clerk, b"%d.%d;" % (number, turn))
+            await asyncio.sleep(self.rng.uniform(0, 0.02))
+
+    async def _one(self, clerk: AsyncShardClerk, token: bytes) -> None:
+        loop, rng = asyncio.get_running_loop(), self.rng
+        key = rng.choice(self.keys)
+        kind = rng.choices(["get", "append", "put", "cas", "delete", "scan"], [5, 6, 1, 2, 0.5, 0.5])[0]
+        called = loop.time()
+        argument: object = None
+        try:
+            match kind:
+                case "get":
+                    consistency = rng.choice(["leader", "any"])
+                    result: object = await clerk.get(key, consistency=consistency)
+                case "append":
+                    argument = token
+                    result = await clerk.append(key, token)
+                case "put":
+                    argument = token
+                    result = await clerk.put(key, token)
+                case "delete":
+                    result = await clerk.delete(key)
+                case "cas":
+                    expected = await clerk.get(key)
+                    self._note("get", key, None, expected, called)
+                    called = loop.time()
+                    argument = (expected, token)
+                    result = await clerk.cas(key, expected, token)
+                case _:
+                    await self._scan(clerk)
+                    return
+        except OutcomeUnknown:
+            self.unknown += 1
+            self.history.append(Operation(kind, key, argument, None, called))
+            return
+        except DeadlineExceeded:
+            return  # surely not done
+        self._note(kind, key, argument, result, called)
+
+    async def _scan(self, clerk: AsyncShardClerk) -> None:
+        """Each key's value in a scan is a read of it somewhere in the scan's time."""
+        called = asyncio.get_running_loop().time()
+        found = {}
+        last = b""
+        try:
+            async for key, value in clerk.scan():
+                assert key > last, "a scan goes up"
+                last = key
+                found[key] = value
+        except DeadlineExceeded:
+            return
+        for key in self.keys:
+            self._note("get", key, None, found.get(key), called)
+
+    def _note(self, kind: str, key: bytes, argument: object, result: object, called: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self.history.append(Operation(kind, key, argument, result, called, now))
