@@ -236,7 +236,8 @@ class _SegmentReader:
         while offset < len(self.data):
             batch = self._batch_at(offset)
             if batch is None:
-                self._torn_or_damaged(offset, "a batch does not match its checksum")
+                last = found[-1][1] if found else 0
+                self._torn_or_damaged(offset, last, "a batch does not match its checksum")
                 break
             found.append((offset, *batch))
             offset += BATCH_HEADER.size + len(batch[1])
@@ -255,12 +256,14 @@ class _SegmentReader:
         records = self.data[start : start + length]
         return (sequence, records) if _checksum(self._salt, sequence, records) == checksum else None
 
-    def _torn_or_damaged(self, offset: int, why: str) -> None:
+    def _torn_or_damaged(self, offset: int, last: int, why: str) -> None:
+        """A torn write, if nothing that was written after batch `last` follows. Raises CorruptLog."""
         if not self.is_last:
             raise CorruptLog(self.name, offset, why)
         later = self.data.find(BATCH_MARKER, offset + 1)
         while later >= 0:
-            if self._batch_at(later) is not None:
+            batch = self._batch_at(later)
+            if batch is not None and batch[0] > last:  # else: a copy of an old one, in a user's value
                 raise CorruptLog(self.name, offset, f"{why}, and a valid batch follows at byte {later}")
             later = self.data.find(BATCH_MARKER, later + 1)
         self.torn_at = offset
