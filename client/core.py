@@ -126,6 +126,9 @@ class ClerkCore:
     def refused(self, shard: ShardId, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None:
         self._router.refused(shard, gid, hint, addresses)
 
+    def refresh(self) -> None:
+        self._router.refresh()
+
     def route_again(self, operations: list[Operation], pause: float) -> None:
         if pause > 0:
             self._loop.call_later(pause, self._route_all, operations)

@@ -42,6 +42,9 @@ class Owner(Protocol):
 
     def refused(self, shard: int, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None: ...
 
+    def refresh(self) -> None:
+        """Ask whether the map has changed."""
+
     def route_again(self, operations: list[Operation], pause: float) -> None:
         """These were not done here: find them a lane after `pause` seconds."""
 
@@ -120,7 +123,8 @@ class Lane:
                 clock_ms, replies = frames.unpack_reply(body)
         except (Unreachable, MalformedFrame, ValueError) as error:
             self._leader = self._next(addresses, address)
-            self._again(operations, str(error))
+            self._owner.refresh()  # perhaps nobody is there any more, and the map says who is now
+            self._again(operations, str(error), doubt=True)
             return
         if code is not Code.OK:
             self._refused_whole(operations, code, body.decode(errors="replace"), addresses, address)
@@ -170,11 +174,13 @@ class Lane:
                 error = _bad_request(text)
                 for operation in operations:
                     self._owner.over(operation, 0, b"", error)
-            case Code.BUSY | Code.RETRY:
+            case Code.BUSY:
                 self._again(operations, f"{address}: {code.name} {text}")
+            case Code.RETRY:
+                self._again(operations, f"{address}: {code.name} {text}", doubt=True)
             case _:
                 self._leader = self._next(addresses, address)
-                self._again(operations, f"{address}: {code.name} {text}")
+                self._again(operations, f"{address}: {code.name} {text}", doubt=code is Code.STOPPED)
 
     def _settle(self, shard: int, members: list[Operation], reply: SectionReply) -> None:  # hot
         if reply.status is not SectionStatus.OK:
@@ -183,6 +189,7 @@ class Lane:
             return
         over = self._owner.over
         moved: list[Operation] = []
+        late: list[Operation] = []
         values = reply.values
         for position, operation in enumerate(members):
             status = reply.statuses[position]
@@ -190,17 +197,30 @@ class Lane:
                 over(operation, status, values[position], None)
             elif status == Status.WRONG_SHARD:
                 moved.append(operation)
+            elif status == Status.SESSION_EXPIRED and not operation.doubt:
+                late.append(operation)
             else:
                 over(operation, status, b"", _error_of(status))
+        if late:
+            # Sent once and not done: our idea of the time was behind this group's, and its
+            # reply has mended that. Only what was sent before may have been done before.
+            now = asyncio.get_running_loop().time()
+            for operation in late:
+                operation.issued_at = now
+            self._again(tuple(late), "our clock was behind")
         if moved:
             self._owner.refused(shard, self._gid, 0, ())
             self._again(tuple(moved), f"shard {shard} was split")
 
-    def _again(self, operations: tuple[Operation, ...], why: str, at_once: bool = False) -> None:
-        """Not done here, or not known: back to the clerk, who finds the lane anew."""
+    def _again(
+        self, operations: tuple[Operation, ...], why: str, at_once: bool = False, doubt: bool = False
+    ) -> None:
+        """Not done here, or (`doubt`) not known: back to the clerk, who finds the lane anew."""
         refusals = 0
         for operation in operations:
             operation.why = why
+            operation.doubt = operation.doubt or doubt
+            operation.sent = operation.doubt
             operation.refusals += 1
             refusals = max(refusals, operation.refusals)
         pause = 0.0

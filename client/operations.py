@@ -12,6 +12,7 @@ class Operation:
 
     __slots__ = (
         "deadline",
+        "doubt",
         "finish",
         "issued_at",
         "key",
@@ -43,7 +44,8 @@ class Operation:
         self.shard = 0
         self.seq = 0
         self.numbering: Numbering | None = None  # writes: the session that gave `seq`
-        self.sent = False
+        self.sent = False  # a frame with it is out, or one was whose fate is not known
+        self.doubt = False  # … the latter: it may have been done
         self.refusals = 0
         self.why = ""  # what went wrong last
 

@@ -47,7 +47,8 @@ def level(config: Config) -> bool:
 @in_world(groups=(), shards=10)
 async def test_c_1_many_admins_join_and_leave_at_once(world: World) -> None:
     admins = [
-        ControllerClient(world.controllers, SimDialer(world.network, f"admin-{n}:1"), Random(n)) for n in range(8)
+        ControllerClient(world.controllers, SimDialer(world.network, f"admin-{n}:1"), Random(n))
+        for n in range(8)
     ]
 
     async def story(n: int, admin: ControllerClient) -> None:
@@ -113,7 +114,7 @@ def test_c_4_joins_and_leaves_move_the_fewest() -> None:
 def test_c_4_plans_are_level_minimal_and_deterministic(owners: dict[int, int], live: set[int]) -> None:
     moves = plan(owners, live)
     after = owners | moves
-    counts = {gid: 0 for gid in live}
+    counts = dict.fromkeys(live, 0)
     for gid in after.values():
         counts[gid] += 1
     assert max(counts.values()) - min(counts.values()) <= 1

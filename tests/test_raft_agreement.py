@@ -95,7 +95,9 @@ async def test_r_a7_long_conflicts_are_backed_up_by_term(world: RaftWorld) -> No
         friend = next(node for node in world.ids if node != leader)
         others = [node for node in world.ids if node not in (leader, friend)]
         world.partition([leader, friend], others)
-        doomed = [asyncio.ensure_future(world.replicas[leader].propose(b"%d-%d" % (turn, n))) for n in range(50)]
+        doomed = [
+            asyncio.ensure_future(world.replicas[leader].propose(b"%d-%d" % (turn, n))) for n in range(50)
+        ]
         await world.propose(f"kept-{turn}", others)
         await asyncio.gather(*doomed, return_exceptions=True)
         world.mail.clear()

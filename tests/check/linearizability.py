@@ -32,7 +32,8 @@ class NotLinearizable(AssertionError):
 
     def __init__(self, key: bytes, operations: list[Operation]) -> None:
         lines = [
-            f"  {op.called:10.4f} – {op.returned:10.4f}  {op.kind} {op.argument!r} → {op.result!r}" for op in operations
+            f"  {op.called:10.4f} – {op.returned:10.4f}  {op.kind} {op.argument!r} → {op.result!r}"
+            for op in operations
         ]
         super().__init__(f"key {key!r}: no order explains\n" + "\n".join(lines))
         self.key = key
