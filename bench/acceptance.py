@@ -1,8 +1,8 @@
 """The acceptance run on real input: `python -m bench.acceptance [load|kill|gap]…`, or `make acceptance`.
 
-    load   Python's own standard library in, byte for byte out, while groups join and leave
-    kill   SIGKILL of every leader in turn, then of everything at once, under appends
-    gap    the longest pause of a shard that moves, with 2 MB and with 200 MB in it
+load   Python's own standard library in, byte for byte out, while groups join and leave
+kill   SIGKILL of every leader in turn, then of everything at once, under appends
+gap    the longest pause of a shard that moves, with 2 MB and with 200 MB in it
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from rocksdict import AccessType, Options, Rdict
 
 from bench.live import Appenders, LiveCluster, in_background
 from client import ShardClerk
+from raft.rpc import TcpDialer
+from shardkv.cli.common import run_async
+from shardkv.cli.overview import ask_status
 
 MAX_VALUE = 1 << 20
 
@@ -74,7 +77,9 @@ def load(files: int | None = None) -> None:
         for reader in readers:
             reader()
         appends = appenders.stop()
-        say(f"meanwhile {reads[0]} reads and {appends} appends, no error, longest gap {appenders.longest_gap:.3f} s")
+        say(
+            f"meanwhile {reads[0]} reads and {appends} appends, no error, longest gap {appenders.longest_gap:.3f} s"
+        )
         compare(clerk, library)
         appenders.verify()
         say("compared again by get and by scan: equal; every append is there once, in order")
@@ -90,7 +95,11 @@ def change_the_map(live: LiveCluster) -> None:
     config = live.json("admin", "query")
     shard = next(shard for shard in config["shards"] if shard["gid"] == 1)
     live.run("admin", "move", str(shard["id"]), "2", "--wait")
-    middle = next(shard for shard in config["shards"] if shard["start"] <= "m" and (not shard["end"] or "m" < shard["end"]))
+    middle = next(
+        shard
+        for shard in config["shards"]
+        if shard["start"] <= "m" and (not shard["end"] or shard["end"] > "m")
+    )
     live.run("admin", "split", str(middle["id"]), "m", "--wait")
     began = time.monotonic()
     live.run("admin", "leave", "1", "--wait")
@@ -132,20 +141,19 @@ def _table_bytes(rocks: Path) -> int:
 
 def live_shards(live: LiveCluster, gid: int) -> list[str]:
     """Shards that any replica of a group (which may have left) still holds."""
-    import asyncio
-
-    from raft.rpc import GrpcDialer
-    from shardkv.cli.overview import ask_status
 
     async def ask() -> list[str]:
-        dialer = GrpcDialer()
+        dialer = TcpDialer()
         try:
-            said = [await ask_status(dialer, address, "kv.status") for address in live.cluster().addresses("group", gid)]
+            said = [
+                await ask_status(dialer, address, "kv.status")
+                for address in live.cluster().addresses("group", gid)
+            ]
         finally:
             await dialer.close()
         return [shard for status in said if status for shard in status["shards"]]
 
-    return asyncio.run(ask())
+    return run_async(ask())
 
 
 def kill(rounds: int = 1) -> None:
@@ -158,7 +166,9 @@ def kill(rounds: int = 1) -> None:
                     time.sleep(1)
                     process = live.leader(gid)
                     live.cluster().kill(process)
-                    say(f"SIGKILL to the leader of {'group ' + str(gid) if gid else 'the controller'}, {process.address}")
+                    say(
+                        f"SIGKILL to the leader of {'group ' + str(gid) if gid else 'the controller'}, {process.address}"
+                    )
                     time.sleep(3)
                     live.up()
                 time.sleep(1)
@@ -173,7 +183,9 @@ def kill(rounds: int = 1) -> None:
         finally:
             appends = appenders.stop()
         appenders.verify()
-        say(f"{appends} appends acknowledged, each there once, in order; longest gap {appenders.longest_gap:.2f} s")
+        say(
+            f"{appends} appends acknowledged, each there once, in order; longest gap {appenders.longest_gap:.2f} s"
+        )
 
 
 def gap(megabytes: tuple[int, ...] = (2, 200)) -> None:

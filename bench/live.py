@@ -51,7 +51,9 @@ class LiveCluster:
         self.up()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             for log in sorted(self.directory.glob("*/log")):
                 print(f"--- {log.parent.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
@@ -71,10 +73,16 @@ class LiveCluster:
 
     def run(self, *arguments: str, check: bool = True) -> str:
         """The command's standard output. Raises CalledProcessError when it fails."""
-        environment = os.environ | ({} if arguments[0] == "up" else {"SHARDKV_CONTROLLERS": ",".join(self.controllers)})
-        done = subprocess.run([*SHARDKV, *arguments], env=environment, capture_output=True, text=True, timeout=700, check=False)
+        environment = os.environ | (
+            {} if arguments[0] == "up" else {"SHARDKV_CONTROLLERS": ",".join(self.controllers)}
+        )
+        done = subprocess.run(
+            [*SHARDKV, *arguments], env=environment, capture_output=True, text=True, timeout=700, check=False
+        )
         if check and done.returncode:
-            raise AssertionError(f"shardkv {' '.join(arguments)}: exit {done.returncode}: {done.stderr}{done.stdout}")
+            raise AssertionError(
+                f"shardkv {' '.join(arguments)}: exit {done.returncode}: {done.stderr}{done.stdout}"
+            )
         return done.stdout
 
     def json(self, *arguments: str):  # type: ignore[no-untyped-def]
@@ -159,7 +167,9 @@ class Appenders:
             assert len(tokens) == count, f"{key!r}: {count} appends acknowledged, {len(tokens)} there"
             for number, own in enumerate(self.acknowledged):
                 mine = [token for token in tokens if token.startswith(b"%d." % number)]
-                assert mine == [token[:-1] for at, token in own if at == key], f"{key!r}: thread {number}'s order"
+                assert mine == [token[:-1] for at, token in own if at == key], (
+                    f"{key!r}: thread {number}'s order"
+                )
 
 
 def in_background(work: Callable[[], None]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""`ShardClerk`: the service for ordinary programs. The async clerk's core on a thread of its own.
+"""`ShardClerk`: the service for ordinary programs. The async clerk's core on a background thread.
 
     with ShardClerk(["127.0.0.1:7000"]) as clerk:
         clerk.put("greeting", b"hello")
@@ -14,6 +14,7 @@ that queued meanwhile; the caller waits on a lock. That is the whole hand-over.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -27,9 +28,32 @@ from client.clerk import LIMITS, SCAN_PAGE, Consistency, Key, check_key, check_v
 from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import ClerkClosed
 from client.operations import Operation
-from raft.rpc import GrpcDialer
+from raft.rpc import TcpDialer
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+
+_background: tuple[int, asyncio.AbstractEventLoop] | None = None
+_starting = threading.Lock()
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that all blocking clerks of this process share, on a thread of its own.
+
+    It is never closed: gRPC keeps every loop that it has seen. A forked child gets
+    one of its own, since the parent's thread is not in it.
+    """
+    global _background
+    with _starting:
+        if _background is None or _background[0] != os.getpid():
+            loop = uvloop.new_event_loop()
+            threading.Thread(target=_run_forever, args=(loop,), name="shardkv-clerk", daemon=True).start()
+            _background = (os.getpid(), loop)
+        return _background[1]
+
+
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
 
 
 class _Waiter:
@@ -66,17 +90,11 @@ class ShardClerk:
         self._submitted: deque[tuple[Operation, int]] = deque()
         self._woken = False
         self._closed = False
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="shardkv-clerk", daemon=True)
-        self._thread.start()
+        self._loop = background_loop()
         self._core: ClerkCore = asyncio.run_coroutine_threadsafe(self._open(controllers), self._loop).result()
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-
     async def _open(self, controllers: Sequence[str]) -> ClerkCore:
-        return ClerkCore(controllers, GrpcDialer(), Random(random.SystemRandom().getrandbits(128)))
+        return ClerkCore(controllers, TcpDialer(), Random(random.SystemRandom().getrandbits(128)))
 
     def __enter__(self) -> ShardClerk:
         return self
@@ -85,15 +103,12 @@ class ShardClerk:
         self.close()
 
     def close(self) -> None:
-        """End outstanding calls with ClerkClosed, close the connections, end the thread."""
+        """End outstanding calls with ClerkClosed, and close the connections."""
         if self._closed:
             return
         self._core.check_process()
         self._closed = True
         asyncio.run_coroutine_threadsafe(self._core.close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     # ---- writes
 

@@ -20,7 +20,7 @@ from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import KeyTooLarge, ValueTooLarge
 from client.operations import Operation
 from raft.doors import Dialer
-from raft.rpc import GrpcDialer
+from raft.rpc import TcpDialer
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
 
@@ -80,7 +80,7 @@ class AsyncShardClerk:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._core = ClerkCore(
-            controllers, dialer or GrpcDialer(), rng or Random(random.SystemRandom().getrandbits(128))
+            controllers, dialer or TcpDialer(), rng or Random(random.SystemRandom().getrandbits(128))
         )
 
     async def __aenter__(self) -> AsyncShardClerk:

@@ -1,15 +1,18 @@
-"""Calls between processes over gRPC: one long-lived stream to each address, many calls in each message.
+"""Calls between processes: one long-lived TCP stream to each address, many calls in each write.
 
-A gRPC message costs Python hundreds of microseconds, whatever is in it. So a
-stream carries *parcels*: what queued up while the last parcel was being sent is
-the next. Inside are records of opaque bytes:
+    hello    magic "SKV", version u8, length u16, cluster id (empty: not known yet)
+    welcome  magic "SKV", 0 or 1, length u16, text: why not, when it is 1
+    record   kind u8, number u64, length of method u16, length of payload u32; method; payload
 
-    record   kind (post, call, answer), number, length of method, length of payload; method; payload
+After the hello a stream is a sequence of records in both directions. A `post` wants
+no answer (raft's mail); a `call` is answered by its number, in any order. What
+queued up in one turn of the event loop, or while the peer was slow to read, leaves
+in one write.
 
-A `post` wants no answer (raft's mail); a `call` is answered by number, in any
-order. Version and cluster id travel once, in the stream's metadata, and a stream
-of another version or cluster is refused. Malformed records end the stream: it is
-logged, and nobody else is harmed.
+A stream of another version or cluster is refused with a reason. Malformed bytes end
+the stream: it is logged, and nobody else is harmed. The same port speaks gRPC to
+those who do (`frontdoor.py`); why the inner traffic does not is told, with figures,
+in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,197 +20,250 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
-
-import grpc
-import grpc.aio
+from collections.abc import Callable, Iterator
+from typing import cast
 
 from raft.doors import Handler, Unreachable
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION = "1"
-METHOD = "/shardkv.Channel/Open"
+MAGIC = b"SKV"
+PROTOCOL_VERSION = 1
+HELLO = struct.Struct("<3sBH")
 RECORD = struct.Struct("<BQHI")
 POST, CALL, ANSWER = 1, 2, 3
-MAX_PARCEL_BYTES = 4 << 20  # more waits for the next parcel (one larger record still goes)
-MAX_MESSAGE_BYTES = 64 << 20
-MAX_QUEUED_BYTES = 64 << 20  # to one address; beyond, calls fail as Unreachable and posts are dropped
+MAX_METHOD_BYTES = 64
+MAX_PAYLOAD_BYTES = 64 << 20
+MAX_QUEUED_BYTES = 64 << 20  # to one peer; beyond, calls fail as Unreachable and posts are dropped
 MAX_CALLS_AT_ONCE = 512  # of one stream at a server; beyond, it is not read from
-
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.so_reuseport", 0),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-]
+CONNECT_SECONDS = 2.0
+RETRY_SECONDS = 0.05  # a peer that refused is not asked again before
 
 
-class MalformedParcel(Exception):
-    """Bytes that are no sequence of records."""
+class MalformedStream(Exception):
+    """Bytes that are no hello, or no sequence of records."""
 
 
-def unpack_parcel(parcel: bytes) -> Iterator[tuple[int, int, str, bytes]]:
-    """(kind, number, method, payload) of each record. Raises MalformedParcel."""
-    offset, end = 0, len(parcel)
-    while offset < end:
-        if offset + RECORD.size > end:
-            raise MalformedParcel("a record's header is cut short")
-        kind, number, method_length, length = RECORD.unpack_from(parcel, offset)
-        offset += RECORD.size
-        stop = offset + method_length + length
-        if kind not in (POST, CALL, ANSWER) or stop > end:
-            raise MalformedParcel(f"a record of kind {kind} and {length} bytes")
-        try:
-            method = parcel[offset : offset + method_length].decode("ascii")
-        except UnicodeDecodeError:
-            raise MalformedParcel("a method's name is not ASCII") from None
-        yield kind, number, method, parcel[offset + method_length : stop]
-        offset = stop
+def pack_hello(version: int, cluster: str) -> bytes:
+    name = cluster.encode()
+    return HELLO.pack(MAGIC, version, len(name)) + name
 
 
-class Outbox:
-    """Records that wait for the next parcel. Bounded by its users."""
+class Parser:
+    """Cuts what arrives into a hello and records; keeps what is not whole yet."""
 
     def __init__(self) -> None:
-        self._records: list[bytes] = []
-        self._wake = asyncio.Event()
-        self.size = 0
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._buffer += data
+
+    def hello(self) -> tuple[int, str] | None:
+        """(version or status, text) once it is whole. Raises MalformedStream."""
+        buffer = self._buffer
+        if buffer[:3] != MAGIC[: len(buffer[:3])]:
+            raise MalformedStream(f"{bytes(buffer[:16])!r} where a hello belongs")
+        if len(buffer) < HELLO.size:
+            return None
+        _, version, length = HELLO.unpack_from(buffer)
+        if len(buffer) < HELLO.size + length:
+            return None
+        text = bytes(buffer[HELLO.size : HELLO.size + length]).decode(errors="replace")
+        del buffer[: HELLO.size + length]
+        return version, text
+
+    def records(self) -> Iterator[tuple[int, int, str, bytes]]:
+        """(kind, number, method, payload) of each whole record. Raises MalformedStream."""
+        buffer, offset = self._buffer, 0
+        try:
+            while len(buffer) - offset >= RECORD.size:
+                kind, number, method_length, length = RECORD.unpack_from(buffer, offset)
+                if not POST <= kind <= ANSWER or method_length > MAX_METHOD_BYTES or length > MAX_PAYLOAD_BYTES:
+                    raise MalformedStream(f"a record of kind {kind} with {method_length} + {length} bytes")
+                start = offset + RECORD.size
+                end = start + method_length + length
+                if end > len(buffer):
+                    break
+                method = bytes(buffer[start : start + method_length]).decode("ascii", errors="replace")
+                payload = bytes(buffer[start + method_length : end])
+                offset = end
+                yield kind, number, method, payload
+        finally:
+            del buffer[:offset]
+
+
+class Stream(asyncio.Protocol):
+    """One side of a connection: gathers records and writes them once a turn, unless the peer is slow."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = Parser()
+        self._queued: list[bytes] = []
+        self._flushing = False
+        self._paused = False
+        self._transport: asyncio.Transport | None = None
+        self.queued_bytes = 0
 
     def put(self, kind: int, number: int, method: str, payload: bytes) -> None:
         name = method.encode("ascii")
-        self._records.append(RECORD.pack(kind, number, len(name), len(payload)) + name + payload)
-        self.size += RECORD.size + len(name) + len(payload)
-        self._wake.set()
+        self._queued += (RECORD.pack(kind, number, len(name), len(payload)), name, payload)
+        self.queued_bytes += RECORD.size + len(name) + len(payload)
+        if not self._flushing and not self._paused and self._transport is not None:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
-    async def take(self) -> bytes:
-        """All that waits, as one parcel; waits for the first record."""
-        while not self._records:
-            self._wake.clear()
-            await self._wake.wait()
-        count, size = 0, 0
-        for record in self._records:
-            if count and size + len(record) > MAX_PARCEL_BYTES:
-                break
-            count, size = count + 1, size + len(record)
-        parcel = b"".join(self._records[:count])
-        del self._records[:count]
-        self.size -= size
-        return parcel
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._queued and not self._paused and self._transport is not None:
+            data, self._queued, self.queued_bytes = b"".join(self._queued), [], 0
+            self._transport.write(data)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._flush()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _ClientStream(Stream):
+    """A connection's stream: hello first, answers after."""
+
+    def __init__(self, connection: Connection, hello: bytes) -> None:
+        super().__init__()
+        self._connection, self._hello = connection, hello
+        self._welcomed = False
+        self._why = "the connection broke"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self._transport is not None
+        self._transport.write(self._hello)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
+        try:
+            if not self._welcomed:
+                welcome = self._parser.hello()
+                if welcome is None:
+                    return
+                if welcome[0] != 0:
+                    raise MalformedStream(f"refused: {welcome[1]}")
+                self._welcomed = True
+            for kind, number, _, payload in self._parser.records():
+                if kind == ANSWER:
+                    self._connection.answered(number, payload)
+        except MalformedStream as error:
+            self._why = str(error)
+            log.warning("closed the stream to %s: %s", self._connection.address, error)
+            self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._connection.broke(self, self._why)
 
 
 class Connection:
-    """A stream to one address that is opened when needed and again after it broke."""
+    """Calls to one address. Connects when needed, and again after it broke."""
 
     def __init__(self, address: str, cluster: Callable[[], str], on_break: Callable[[], None]) -> None:
-        self._address, self._cluster, self._on_break = address, cluster, on_break
-        self._outbox = Outbox()
+        self.address = address
+        self._cluster, self._on_break = cluster, on_break
+        self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
-        self._channel: grpc.aio.Channel | None = None
-        self._task: asyncio.Task[None] | None = None
-        self.refusal = ""
+        self._stream: _ClientStream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._refused_until = 0.0
+        self._closed = False
 
     def post(self, method: str, payload: bytes) -> None:
-        """Send without an answer; dropped when too much is queued already."""
-        if self._outbox.size < MAX_QUEUED_BYTES:
-            self._outbox.put(POST, 0, method, payload)
-            self._ensure_open()
+        """Send without an answer; dropped while nobody is there, or too much is queued."""
+        stream = self._open()
+        if stream is not None and stream.queued_bytes < MAX_QUEUED_BYTES:
+            stream.put(POST, 0, method, payload)
 
     async def call(self, method: str, payload: bytes, timeout: float) -> bytes:
         """The answer. Raises Unreachable within `timeout` seconds."""
-        if self._outbox.size >= MAX_QUEUED_BYTES:
-            raise Unreachable(f"{self._address}: too much is queued")
+        stream = self._open()
+        if stream is None:
+            raise Unreachable(f"{self.address}: connection refused")
+        if stream.queued_bytes >= MAX_QUEUED_BYTES:
+            raise Unreachable(f"{self.address}: too much is queued")
         self._next += 1
         number = self._next
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = self._loop.create_future()
         self._calls[number] = future
-        self._outbox.put(CALL, number, method, payload)
-        self._ensure_open()
-        handle = asyncio.get_running_loop().call_later(timeout, self._time_out, number, timeout)
+        stream.put(CALL, number, method, payload)
+        timer = self._loop.call_later(timeout, self._time_out, number, timeout)
         try:
             return await future
         finally:
-            handle.cancel()
+            timer.cancel()
             self._calls.pop(number, None)
 
     def _time_out(self, number: int, timeout: float) -> None:
         future = self._calls.pop(number, None)
         if future is not None and not future.done():
-            why = self.refusal or f"no answer within {timeout:.3g} s"
-            future.set_exception(Unreachable(f"{self._address}: {why}"))
+            future.set_exception(Unreachable(f"{self.address}: no answer within {timeout:.3g} s"))
 
-    def _ensure_open(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._run())
+    def answered(self, number: int, payload: bytes) -> None:
+        future = self._calls.pop(number, None)
+        if future is not None and not future.done():
+            future.set_result(payload)
 
-    async def _run(self) -> None:
-        """Carry one stream until it breaks; then fail the calls that were on it."""
-        if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
-        metadata = (("shardkv-version", PROTOCOL_VERSION), ("shardkv-cluster", self._cluster()))
-        stream = self._channel.stream_stream(METHOD)(metadata=metadata)
-        writer: asyncio.Task[None] | None = None
+    def _open(self) -> _ClientStream | None:
+        """The stream, perhaps still connecting; None while the peer is known to be away."""
+        if self._stream is None and not self._closed and self._loop.time() >= self._refused_until:
+            hello = pack_hello(PROTOCOL_VERSION, self._cluster())
+            self._stream = _ClientStream(self, hello)
+            self._connecting = self._loop.create_task(self._connect(self._stream))
+        return self._stream
+
+    async def _connect(self, stream: _ClientStream) -> None:
+        host, _, port = self.address.rpartition(":")
         try:
-            writer = asyncio.get_running_loop().create_task(self._write_forever(stream))
-            while True:
-                parcel = await stream.read()
-                if parcel is grpc.aio.EOF:
-                    break
-                for kind, number, _, payload in unpack_parcel(parcel):
-                    future = self._calls.pop(number, None)
-                    if kind == ANSWER and future is not None and not future.done():
-                        future.set_result(payload)
-            why = f"{(await stream.code()).name}: {await stream.details()}"
-        except grpc.aio.AioRpcError as error:
-            why = f"{error.code().name}: {error.details()}"
-        except MalformedParcel as error:
-            why = f"the peer sent {error}"
-        finally:
-            if writer is not None:
-                writer.cancel()
-            stream.cancel()
-        self._broke(why)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port))
+        except (OSError, TimeoutError) as error:
+            self.broke(stream, f"cannot connect: {error or 'no answer'}")
 
-    async def _write_forever(self, stream: Any) -> None:
-        try:
-            while True:
-                await stream.write(await self._outbox.take())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # the reader sees the same break and says why
-
-    def _broke(self, why: str) -> None:
-        self.refusal = why if why.startswith("FAILED_PRECONDITION") else ""
-        log.debug("stream to %s ended: %s", self._address, why)
+    def broke(self, stream: _ClientStream, why: str) -> None:
+        """The stream ended: what was on it is lost, or done and not told."""
+        if self._stream is not stream:
+            return
+        self._stream = None
+        self._refused_until = self._loop.time() + RETRY_SECONDS
         calls, self._calls = self._calls, {}
-        self._outbox = Outbox()
         for future in calls.values():
             if not future.done():
-                future.set_exception(Unreachable(f"{self._address}: {why}"))
+                future.set_exception(Unreachable(f"{self.address}: {why}"))
         self._on_break()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._broke("closed by us")
-        if self._channel is not None:
-            await self._channel.close()
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        stream = self._stream
+        if stream is not None:
+            self.broke(stream, "closed by us")
+            stream.abort()
 
 
-class GrpcDialer:
+class TcpDialer:
     """Real calls behind the `Dialer` door: one `Connection` for each address."""
 
     def __init__(self, cluster: str = "") -> None:
-        self.cluster = cluster  # may be learned after the first call; empty is accepted by every server
+        self.cluster = cluster  # may be learnt after the first call; empty is accepted by every server
         self._connections: dict[str, Connection] = {}
 
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
@@ -226,64 +282,78 @@ class GrpcDialer:
 Post = Callable[[str, bytes], None]
 
 
-class ChannelService(grpc.GenericRpcHandler):
-    """The server's side: gives each call to `handler`, each post to `on_post`."""
+class ServerStream(Stream):
+    """The server's side of one stream: gives each call to `handler`, each post to `on_post`."""
 
     def __init__(self, cluster: str, handler: Handler, on_post: Post) -> None:
+        super().__init__()
         self._cluster, self._handler, self._on_post = cluster, handler, on_post
+        self._welcomed = False
+        self._calls: set[asyncio.Task[None]] = set()
+        self._peer = "?"
 
-    def service(self, handler_call_details: Any) -> Any:
-        if handler_call_details.method == METHOD:
-            return grpc.stream_stream_rpc_method_handler(self._serve)
-        return None
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._peer = str(transport.get_extra_info("peername"))
 
-    async def _serve(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        refusal = self._refusal(dict(context.invocation_metadata()))
-        if refusal:
-            log.warning("refused a stream from %s: %s", context.peer(), refusal)
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
-        outbox = Outbox()
-        calls: set[asyncio.Task[None]] = set()
-        room = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
-        writer = asyncio.get_running_loop().create_task(self._write_forever(context, outbox))
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed(data)
         try:
-            async for parcel in requests:
-                for kind, number, method, payload in unpack_parcel(parcel):
-                    if kind == POST:
-                        self._on_post(method, payload)
-                        continue
-                    await room.acquire()
-                    task = asyncio.get_running_loop().create_task(self._answer(number, method, payload, outbox))
-                    calls.add(task)
-                    task.add_done_callback(calls.discard)
-                    task.add_done_callback(lambda _: room.release())
-        except MalformedParcel as error:
-            log.warning("closed a stream from %s: it sent %s", context.peer(), error)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        finally:
-            writer.cancel()
-            for task in calls:
-                task.cancel()
+            if not self._welcomed and not self._welcome():
+                return
+            for kind, number, method, payload in self._parser.records():
+                if kind == POST:
+                    self._on_post(method, payload)
+                elif kind == CALL:
+                    self._begin(number, method, payload)
+        except MalformedStream as error:
+            log.warning("closed a stream from %s: %s", self._peer, error)
+            self.abort()
 
-    def _refusal(self, metadata: dict[str, str]) -> str:
-        version, cluster = metadata.get("shardkv-version"), metadata.get("shardkv-cluster")
+    def _welcome(self) -> bool:
+        """Answer the hello, once it is whole. Raises MalformedStream."""
+        assert self._transport is not None
+        hello = self._parser.hello()
+        if hello is None:
+            return False
+        version, cluster = hello
+        refusal = ""
         if version != PROTOCOL_VERSION:
-            return f"protocol version {version}, this server speaks {PROTOCOL_VERSION}"
-        if cluster and cluster != self._cluster:
-            return f"this server belongs to cluster {self._cluster!r}, not {cluster!r}"
-        return ""
+            refusal = f"protocol version {version}, this server speaks {PROTOCOL_VERSION}"
+        elif cluster and cluster != self._cluster:
+            refusal = f"this server belongs to cluster {self._cluster!r}, not {cluster!r}"
+        self._transport.write(pack_hello(1 if refusal else 0, refusal))
+        if refusal:
+            log.warning("refused a stream from %s: %s", self._peer, refusal)
+            self._transport.close()
+            return False
+        self._welcomed = True
+        return True
 
-    async def _answer(self, number: int, method: str, payload: bytes, outbox: Outbox) -> None:
+    def _begin(self, number: int, method: str, payload: bytes) -> None:
+        task = self._loop.create_task(self._answer(number, method, payload))
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        if len(self._calls) == MAX_CALLS_AT_ONCE and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if len(self._calls) == MAX_CALLS_AT_ONCE - 1 and self._transport is not None:
+            self._transport.resume_reading()
+
+    async def _answer(self, number: int, method: str, payload: bytes) -> None:
         try:
-            outbox.put(ANSWER, number, "", await self._handler(method, payload))
-        except asyncio.CancelledError:
-            raise
+            answer = await self._handler(method, payload)
         except Exception:  # a handler answers bad input itself: this is our bug; the caller times out
             log.exception("%s failed", method)
+            return
+        self.put(ANSWER, number, "", answer)
+        if self.queued_bytes > MAX_QUEUED_BYTES:
+            log.warning("closed a stream from %s: it does not read its answers", self._peer)
+            self.abort()
 
-    async def _write_forever(self, context: Any, outbox: Outbox) -> None:
-        try:
-            while True:
-                await context.write(await outbox.take())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.RpcError):
-            pass  # the stream is gone, and its reader ends too
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        for task in self._calls:
+            task.cancel()

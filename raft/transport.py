@@ -1,4 +1,4 @@
-"""Raft's mail over gRPC: a stream to each peer, what queued while one parcel left goes with the next."""
+"""Raft's mail over the streams of `rpc.py`: what one turn has for a peer is one piece of mail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 MAIL = "raft"
 
 
-class GrpcTransport:
+class TcpTransport:
     """The transport door of one replica. Envelopes of one turn leave as one piece of mail a peer."""
 
     def __init__(self, cluster: str, group: int, peers: Mapping[NodeId, str]) -> None:

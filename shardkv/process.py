@@ -26,10 +26,11 @@ import uvloop
 from raft.disk import RealDirectory
 from raft.doors import Handler
 from raft.errors import StorageError, WrongDirectory
+from raft.frontdoor import FrontDoor, private_socket
 from raft.quorum import Membership
-from raft.rpc import CHANNEL_OPTIONS, ChannelService, GrpcDialer
+from raft.rpc import TcpDialer
 from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
-from raft.transport import MAIL, GrpcTransport
+from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.machine import ControllerMachine
 from shardctrler.query import ControllerClient
@@ -89,8 +90,8 @@ async def serve(options: ProcessOptions) -> None:
     try:
         await _check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
-        transport = GrpcTransport(options.cluster, options.gid, peers)
-        dialer = GrpcDialer(options.cluster)
+        transport = TcpTransport(options.cluster, options.gid, peers)
+        dialer = TcpDialer(options.cluster)
         machine = _machine(directory, options)
         replica = await open_replica(
             options.replica,
@@ -120,8 +121,8 @@ def _machine(directory: RealDirectory, options: ProcessOptions) -> StateMachine:
 async def _listen(
     options: ProcessOptions,
     replica: ReplicatedMachine,
-    transport: GrpcTransport,
-    dialer: GrpcDialer,
+    transport: TcpTransport,
+    dialer: TcpDialer,
     rng: Random,
 ) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -138,20 +139,22 @@ async def _listen(
         if method == MAIL:
             replica.node.receive(transport.unpack(payload))
 
-    listener = grpc.aio.server(options=[*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)])
+    listener = grpc.aio.server()
+    socket = private_socket()
+    listener.add_insecure_port(f"unix-abstract:{socket}")
     handler, stop = _server(options, replica, dialer, rng, listener)
-    listener.add_generic_rpc_handlers((ChannelService(options.cluster, handler, on_post),))
+    door = FrontDoor(options.cluster, handler, on_post, socket)
     try:
-        try:
-            bound = listener.add_insecure_port(options.address)
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise CannotStart(f"{options.address} cannot be listened on: the port is in use, or not ours")
         await listener.start()
+        host, _, port = options.address.rpartition(":")
+        try:
+            await door.open(host.strip("[]"), int(port))
+        except OSError as error:
+            raise CannotStart(f"{options.address} cannot be listened on: {error.strerror or error}") from None
         log.info("listening on %s", options.address)
         await ended
     finally:
+        await door.close()
         await listener.stop(0.2)
         await stop()
         await transport.close()
@@ -159,7 +162,7 @@ async def _listen(
 
 
 def _server(
-    options: ProcessOptions, replica: ReplicatedMachine, dialer: GrpcDialer, rng: Random, listener: Any
+    options: ProcessOptions, replica: ReplicatedMachine, dialer: TcpDialer, rng: Random, listener: Any
 ) -> tuple[Handler, Callable[[], Awaitable[None]]]:
     if options.gid == CONTROLLER_GROUP:
         controller = ControllerServer(

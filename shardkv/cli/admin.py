@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from raft.answers import Code, parse
 from raft.doors import Unreachable
-from raft.rpc import GrpcDialer
+from raft.rpc import TcpDialer
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config
@@ -47,7 +47,7 @@ class Session:
 
     def __init__(self, controllers: str | None) -> None:
         self.addresses = find_controllers(controllers)
-        self.dialer = GrpcDialer()
+        self.dialer = TcpDialer()
         self.controller = ControllerClient(self.addresses, self.dialer, Random(random.SystemRandom().random()))
 
     async def overview(self, timeout: float = 10.0) -> Overview:

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from client.blocking import background_loop
 from client.errors import DeadlineExceeded, ShardKVError, Unavailable
 from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
 from shardkv.process import split_addresses
@@ -94,7 +95,8 @@ timeout_option = click.option("--timeout", default=10.0, show_default=True, help
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    """On the clerks' loop: gRPC does not like to see one closed."""
+    return asyncio.run_coroutine_threadsafe(work, background_loop()).result()
 
 
 def print_json(value: object) -> None:

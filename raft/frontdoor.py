@@ -1,0 +1,149 @@
+"""One port for both languages: our own streams, and gRPC for everybody else.
+
+The first bytes of a connection tell: HTTP/2 begins with "PRI", our hello with "SKV".
+A gRPC connection is piped to the process's own gRPC server, which listens on a
+private socket; ours are served here. So one address is all that anybody needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from typing import Any, cast
+
+from raft.doors import Handler
+from raft.rpc import MAGIC, Post, ServerStream
+
+log = logging.getLogger(__name__)
+
+HTTP2 = b"PRI"
+FIRST_BYTES_SECONDS = 10.0
+
+
+def private_socket() -> str:
+    """A name for the gRPC server's socket: in Linux's abstract namespace, so no file is left behind."""
+    return f"shardkv-{os.getpid()}-{secrets.token_hex(8)}"
+
+
+class _Pipe(asyncio.Protocol):
+    """Half of a pipe: what arrives here leaves at `other`, no faster than that takes it."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.other: _Pipe | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.close()
+
+
+class _Guest(asyncio.Protocol):
+    """A new connection, until its first bytes tell what it speaks."""
+
+    def __init__(self, door: FrontDoor) -> None:
+        self._door = door
+        self._first = b""
+        self._transport: Any = None
+        self._timer = asyncio.get_running_loop().call_later(FIRST_BYTES_SECONDS, self._silent)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._door.guests.add(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._first += data
+        if len(self._first) < len(MAGIC):
+            return
+        self._timer.cancel()
+        if self._first.startswith(HTTP2):
+            self._hand_over(_Pipe())
+        else:
+            self._hand_over(self._door.new_stream())
+
+    def _hand_over(self, protocol: Any) -> None:
+        transport = self._transport
+        door = self._door
+        lost = protocol.connection_lost
+
+        def connection_lost(error: Exception | None) -> None:
+            door.guests.discard(transport)
+            lost(error)
+
+        protocol.connection_lost = connection_lost
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if isinstance(protocol, _Pipe):
+            transport.pause_reading()
+            task = asyncio.get_running_loop().create_task(door.pipe(protocol, self._first))
+            door.piping.add(task)
+            task.add_done_callback(door.piping.discard)
+        else:
+            protocol.data_received(self._first)
+
+    def _silent(self) -> None:
+        self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._timer.cancel()
+        self._door.guests.discard(self._transport)
+
+
+class FrontDoor:
+    """Listens on one address for streams and for gRPC."""
+
+    def __init__(self, cluster: str, handler: Handler, on_post: Post, grpc_socket: str) -> None:
+        self._grpc_socket = grpc_socket
+        self.new_stream: Callable[[], ServerStream] = lambda: ServerStream(cluster, handler, on_post)
+        self.guests: set[Any] = set()  # transports, to be ended with us
+        self.piping: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self, host: str, port: int) -> None:
+        """Raises OSError when the address cannot be listened on."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Guest(self), host, port, backlog=1024)
+
+    async def pipe(self, guest: _Pipe, first: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        inner = _Pipe()
+        guest.other, inner.other = inner, guest
+        try:
+            await loop.create_unix_connection(lambda: inner, "\0" + self._grpc_socket)
+        except OSError as error:
+            log.warning("the gRPC server does not answer: %s", error)
+            if guest.transport is not None:
+                guest.transport.abort()
+            return
+        assert inner.transport is not None
+        inner.transport.write(first)
+        if guest.transport is not None:
+            guest.transport.resume_reading()
+        else:
+            inner.transport.close()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for transport in list(self.guests):
+            transport.abort()
+        if self._server is not None:
+            await self._server.wait_closed()
