@@ -32,6 +32,7 @@ from shardkv.frames import APPEND, CAS_OP, DELETE, PUT
 
 SWEEP_SECONDS = 0.05
 NO_GROUP_PAUSE = 0.05
+LOAD_SECONDS = 0.5  # one attempt at the first map; more follow
 MAX_OUTSTANDING = 200_000
 WRITES = frozenset((PUT, APPEND, DELETE, CAS_OP))
 
@@ -182,7 +183,7 @@ class ClerkCore:
     async def _load_map(self) -> None:
         while True:
             try:
-                await self._router.load(2.0)
+                await self._router.load(LOAD_SECONDS)
                 break
             except ControllerUnavailable as error:
                 self._router.error = error

@@ -84,7 +84,8 @@ class Lane:
 
     def _take(self) -> tuple[Operation, ...]:
         """The next frame's operations; those that are over already are dropped."""
-        taken, size, queue = [], 0, self.queue
+        taken: list[Operation] = []
+        size, queue = 0, self.queue
         while queue and len(taken) < FRAME_OPERATIONS and size < FRAME_BYTES:
             operation = queue.popleft()
             if operation.finish is not None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -126,10 +127,14 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         inner = _Pipe()
         guest.other, inner.other = inner, guest
+        private = socket.socket(socket.AF_UNIX)
+        private.setblocking(False)
         try:
-            await loop.create_unix_connection(lambda: inner, "\0" + self._grpc_socket)
+            await loop.sock_connect(private, "\0" + self._grpc_socket)
+            await loop.create_unix_connection(lambda: inner, sock=private)
         except OSError as error:
             log.warning("the gRPC server does not answer: %s", error)
+            private.close()
             if guest.transport is not None:
                 guest.transport.abort()
             return

@@ -17,7 +17,7 @@ import google_crc32c
 
 from raft.doors import Directory
 from raft.errors import StorageError
-from raft.snapshot import BytesSink, BytesSource
+from raft.snapshot import BytesSink, BytesSource, SnapshotSink
 from raft.types import Index, SnapshotMeta
 
 STATE_FILE = "state"
@@ -73,7 +73,8 @@ class InMemoryMachine(ABC):
     def open_sink(self, meta: SnapshotMeta) -> BytesSink:
         return _StateSink(self)
 
-    def install(self, meta: SnapshotMeta, sink: BytesSink) -> None:
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        assert isinstance(sink, BytesSink)
         self.load(_unpack(sink.data)[1])
         self._applied = meta
 

@@ -232,7 +232,8 @@ class _SegmentReader:
             raise CorruptLog(self.name, 0, "not a log segment")
         if version != FORMAT_VERSION:
             raise CorruptLog(self.name, 8, f"format version {version}, this program reads {FORMAT_VERSION}")
-        found, offset = [], SEGMENT_HEADER.size
+        found: list[tuple[int, int, bytes]] = []
+        offset = SEGMENT_HEADER.size
         while offset < len(self.data):
             batch = self._batch_at(offset)
             if batch is None:

@@ -59,7 +59,7 @@ class ControllerServer:
         self._addresses, self._cluster, self._initial_shards = addresses, cluster, initial_shards
         self._clock_ms = clock_ms
         assert isinstance(replica.machine, ControllerMachine)
-        self.machine = replica.machine
+        self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
         self._waiting = 0
         self._known = self.machine.config.num

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from sortedcontainers import SortedDict
 
 from raft.memory_state import InMemoryMachine
-from raft.snapshot import SnapshotSource
+from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Index, SnapshotMeta
 
 Range = tuple[bytes, bytes]
@@ -46,9 +46,9 @@ class Engine(Protocol):
 
     async def open_snapshot(self) -> SnapshotSource: ...
 
-    def open_sink(self, meta: SnapshotMeta) -> Any: ...
+    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink: ...
 
-    def install(self, meta: SnapshotMeta, sink: Any) -> None: ...
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None: ...
 
     def close(self) -> None: ...
 
@@ -90,7 +90,7 @@ class MemoryEngine(InMemoryMachine):
         """Memory is given back already."""
 
     def dump(self) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         for key, value in self._pairs.items():
             parts += (PAIR.pack(len(key), len(value)), key, value)
         return b"".join(parts)

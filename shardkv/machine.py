@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from raft.rsm import unstamp
 from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
-from raft.snapshot import SnapshotSource
+from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, SnapshotMeta
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_from_pb
@@ -69,10 +69,10 @@ class ShardMachine:
     async def open_snapshot(self) -> SnapshotSource:
         return await self.engine.open_snapshot()
 
-    def open_sink(self, meta: SnapshotMeta):  # type: ignore[no-untyped-def]
+    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink:
         return self.engine.open_sink(meta)
 
-    def install(self, meta: SnapshotMeta, sink) -> None:  # type: ignore[no-untyped-def]
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         self.engine.install(meta, sink)
         self._load()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -68,11 +69,9 @@ class Migrator:
         self._begin(("learn", 0, 0), self._learn_forever)
         for row in self._machine.ownership.rows.values():
             if row.state is State.PULLING:
-                self._begin(("fetch", row.shard, row.epoch), lambda row=row: self._fetch(row.shard, row.epoch))  # type: ignore[misc]
+                self._begin(("fetch", row.shard, row.epoch), partial(self._fetch, row.shard, row.epoch))
             elif row.state is State.FROZEN:
-                self._begin(
-                    ("release", row.shard, row.epoch), lambda row=row: self._release(row.shard, row.epoch)
-                )  # type: ignore[misc]
+                self._begin(("release", row.shard, row.epoch), partial(self._release, row.shard, row.epoch))
 
     async def stop(self) -> None:
         tasks = list(self._errands.values())

@@ -44,6 +44,7 @@ from rocksdict import (
 )
 
 from raft.errors import StorageError
+from raft.snapshot import SnapshotSink
 from raft.types import Index, SnapshotMeta
 from shardkv.engine import Range
 
@@ -186,8 +187,9 @@ class RocksEngine:
         self._numbered += 1
         return CheckpointSink(self._directory / f"incoming-{self._numbered}")
 
-    def install(self, meta: SnapshotMeta, sink: CheckpointSink) -> None:
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """The received database becomes ours: renamed, then named in CURRENT, then opened."""
+        assert isinstance(sink, CheckpointSink)
         old, number = self._name, int(self._name.rpartition("-")[2]) + 1
         self._name = f"db-{number}"
         sink.path.rename(self._directory / self._name)

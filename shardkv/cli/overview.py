@@ -36,7 +36,7 @@ class Overview:
         for shard in self.config.by_id.values():
             leader = self.leader(shard.gid)
             row = leader and leader["shards"].get(str(shard.id))
-            if row and row["state"] == "SERVING" and row["epoch"] == shard.epoch:
+            if leader and row and row["state"] == "SERVING" and row["epoch"] == shard.epoch:
                 serving += leader["config_num"] >= self.config.num and not row["waiting"]
         return serving, len(self.config.by_id)
 

@@ -1,0 +1,294 @@
+"""Real processes, real disks, the real command: killed, restarted, misused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bench.acceptance import kill, load
+from bench.live import SHARDKV, LiveCluster
+from client import (
+    AsyncShardClerk,
+    ClerkClosed,
+    ForkedClerk,
+    KeyTooLarge,
+    ShardClerk,
+    ShardKVError,
+    Unavailable,
+    ValueTooLarge,
+)
+from raft.rpc import CALL, RECORD, pack_hello
+from shardkv import shardkv_pb2 as pb
+from shardkv import shardkv_pb2_grpc as pb_grpc
+from shardkv.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveCluster]:
+    """A small cluster that the tests of this file share; they leave it whole."""
+    with LiveCluster(groups=2, controllers=1, replicas=1) as cluster:
+        yield cluster
+
+
+def run(live: LiveCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(live.controllers)}
+    return subprocess.run(
+        [*SHARDKV, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_real_input_survives_joins_moves_splits_and_leaves() -> None:
+    """Points 2 and 4 of the acceptance, on a part of the standard library; `make acceptance` takes all of it."""
+    load(files=150)
+
+
+def test_sigkill_of_every_leader_and_then_of_everything() -> None:
+    """Point 3 of the acceptance."""
+    kill()
+
+
+def test_the_command_line_s_contract(live: LiveCluster) -> None:
+    assert run(live, "put", "greeting", "hello").returncode == 0
+    assert run(live, "get", "greeting").stdout == "hello"
+    assert run(live, "append", "greeting", ", you").returncode == 0
+    assert json.loads(run(live, "get", "greeting", "-o", "json").stdout)["value"] == "hello, you"
+    assert run(live, "cas", "greeting", "hello, you", "bye").returncode == 0
+    refused = run(live, "cas", "greeting", "wrong", "x")
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+    assert run(live, "get", "no such key").returncode == 1
+    run(live, "put", "p1", "a")
+    run(live, "put", "p2", "b")
+    scanned = json.loads(run(live, "scan", "--prefix", "p", "-o", "json").stdout)
+    assert scanned == [{"key": "p1", "value": "a"}, {"key": "p2", "value": "b"}]
+    assert run(live, "scan", "p", "q", "--limit", "1").stdout == "p1\ta\n"
+    assert run(live, "delete", "p1").returncode == 0
+    assert run(live, "delete", "p1").returncode == 1
+    config = json.loads(run(live, "admin", "query", "-o", "json").stdout)
+    assert {"num", "shards", "groups"} <= config.keys() and {"id", "start", "end", "gid"} <= config["shards"][0].keys()
+    assert json.loads(run(live, "admin", "query", "0", "-o", "json").stdout)["num"] == 0
+    refused = run(live, "admin", "move", "1", "77")
+    assert refused.returncode == 1 and "UnknownGroup" in refused.stderr
+    assert run(live, "admin", "move", "one", "two").returncode == 2
+    status = json.loads(run(live, "admin", "status", "-o", "json").stdout)
+    assert status["serving"] == status["shards"] == 8
+    assert run(live, "get", "k", "--controllers", "127.0.0.1:1", "--timeout", "0.5").returncode == 3
+
+
+def test_bench_reports_what_scripts_rely_on(live: LiveCluster) -> None:
+    for workload in ("put", "get", "a", "e", "f"):
+        done = run(live, "bench", "--workload", workload, "--clients", "20", "--ops", "400", "--keys", "200", "-o", "json")
+        figures = json.loads(done.stdout)
+        assert {"ops_per_s", "errors", "p50_ms", "p99_ms", "max_ms", "by_group"} <= figures.keys()
+        assert figures["errors"] == 0 and figures["ops"] == 400
+        assert sum(group["ops_per_s"] for group in figures["by_group"].values()) == pytest.approx(
+            figures["ops_per_s"], rel=0.01
+        )
+
+
+def test_many_threads_share_a_clerk(live: LiveCluster) -> None:
+    with live.clerk() as clerk:
+        errors: list[ShardKVError] = []
+
+        def work(number: int) -> None:
+            try:
+                for turn in range(20):
+                    clerk.append(f"thread/{turn}", f"{number};")
+            except ShardKVError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        for turn in range(20):
+            tokens = (clerk.get(f"thread/{turn}") or b"").split(b";")[:-1]
+            assert sorted(tokens) == sorted(b"%d" % n for n in range(16))
+        with clerk.batch() as batch:
+            for n in range(2500):
+                batch.put(f"batch/{n:05}", f"{n}")
+        pairs = list(clerk.scan("batch/", "batch0"))
+        assert [key for key, _ in pairs] == [b"batch/%05d" % n for n in range(2500)], "over several pages"
+        assert clerk.multi_get(["batch/00001", "none"]) == {b"batch/00001": b"1", b"none": None}
+        with pytest.raises(KeyTooLarge):
+            clerk.put("", "x")
+        with pytest.raises(ValueTooLarge):
+            clerk.put("k", b"x" * (2 << 20))
+        with pytest.raises(TypeError):
+            clerk.put("k", 5)  # type: ignore[arg-type]
+    with pytest.raises(ClerkClosed):
+        clerk.get("k")
+
+
+async def _async_story(controllers: list[str]) -> None:
+    import asyncio
+
+    async with AsyncShardClerk(controllers) as clerk:
+        await asyncio.gather(*(clerk.put(f"async/{n}", f"{n}") for n in range(500)))
+        assert await clerk.get("async/77") == b"77"
+        assert await clerk.get("async/77", consistency="any") == b"77"
+        assert await clerk.get("async/77", consistency="stale") == b"77"
+
+
+def test_the_async_clerk(live: LiveCluster) -> None:
+    import asyncio
+
+    asyncio.run(_async_story(live.controllers))
+
+
+def _child(controllers: list[str], clerk: ShardClerk, results: object) -> None:
+    try:
+        clerk.get("fork")
+        results.put("used the parent's clerk")  # type: ignore[attr-defined]
+    except ForkedClerk:
+        with ShardClerk(controllers) as own:
+            own.append("fork", "child;")
+            results.put(own.get("fork"))  # type: ignore[attr-defined]
+
+
+def test_a_forked_worker_makes_its_own_clerk(live: LiveCluster) -> None:
+    with live.clerk() as clerk:
+        clerk.put("fork", "parent;")
+        context = multiprocessing.get_context("fork")
+        results = context.SimpleQueue()
+        worker = context.Process(target=_child, args=(live.controllers, clerk, results))
+        worker.start()
+        assert results.get() == b"parent;child;"
+        worker.join(10)
+        assert clerk.get("fork") == b"parent;child;", "the parent's clerk goes on"
+
+
+def test_grpc_for_everybody_else(live: LiveCluster) -> None:
+    """The unary service on the same address; the wrong group says so, a retry is safe."""
+    found = 0
+    for gid in (1, 2):
+        with grpc.insecure_channel(live.cluster().addresses("group", gid)[0]) as channel:
+            stub = pb_grpc.KVStub(channel)
+            try:
+                identity = pb.Identity(session=b"i" * 16, seq=gid)
+                for _ in range(2):
+                    stub.Append(pb.AppendRequest(key=b"grpc", value=b"x", identity=identity), timeout=5)
+                assert stub.Get(pb.GetRequest(key=b"grpc"), timeout=5).value == b"x", "done once"
+                assert stub.Cas(pb.CasRequest(key=b"grpc", expected=b"x", value=b"y"), timeout=5).swapped
+                assert not stub.Cas(pb.CasRequest(key=b"grpc", value=b"z"), timeout=5).swapped
+                assert stub.Scan(pb.ScanRequest(start=b"grpc", end=b"grpd"), timeout=5).items[0].value == b"y"
+                assert stub.Delete(pb.DeleteRequest(key=b"grpc"), timeout=5).existed
+                with pytest.raises(grpc.RpcError) as refused:
+                    stub.Put(pb.PutRequest(key=b"grpc", value=b"x" * (3 << 20)), timeout=5)
+                assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                found += 1
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert found == 1, "one group serves the key"
+
+
+def test_garbage_on_every_port_harms_nobody(live: LiveCluster) -> None:
+    with live.clerk() as clerk:
+        clerk.put("steady", "yes")
+        hello = pack_hello(1, "")
+        record = RECORD.pack(CALL, 1, 8, 10) + b"kv.write" + b"not a frame"[:10]
+        hugest = RECORD.pack(CALL, 1, 8, 0xFFFFFFFF)
+        garbage = [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+            os.urandom(4096),
+            pack_hello(99, ""),
+            pack_hello(1, "another-cluster"),
+            hello + os.urandom(1000),
+            hello + record,
+            hello + hugest,
+            hello + struct.pack("<I", 7),
+            b"S",
+        ]
+        for process in live.cluster().processes:
+            host, _, port = process.address.rpartition(":")
+            for data in garbage:
+                with socket.create_connection((host, int(port)), timeout=5) as connection:
+                    connection.sendall(data)
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.settimeout(5)
+                    try:
+                        while connection.recv(4096):
+                            pass
+                    except OSError:
+                        pass  # reset: refused, which is an answer too
+        assert clerk.get("steady") == b"yes"
+        assert all(process.running for process in live.cluster().processes)
+
+
+def test_a_refusal_says_which_cluster_it_is(live: LiveCluster) -> None:
+    host, _, port = live.controllers[0].rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(pack_hello(1, "another-cluster"))
+        answer = connection.recv(4096)
+    assert answer[3] == 1 and b"another-cluster" in answer
+
+
+def serve(process_command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(process_command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_wrong_used_and_taken_things_are_refused_in_one_line(live: LiveCluster, tmp_path: Path) -> None:
+    cluster = live.cluster()
+    first, second = (next(p for p in cluster.processes if p.gid == gid) for gid in (1, 2))
+    used = serve(cluster.command(first))
+    assert used.returncode == 1 and "in use by another process" in used.stderr
+    wrong = cluster.command(second)
+    wrong[wrong.index("--data") + 1] = str(tmp_path / "copy")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "identity.json").write_bytes((Path(first.data) / "identity.json").read_bytes())
+    refused = serve(wrong)
+    assert refused.returncode == 1 and "belongs to" in refused.stderr
+    taken = cluster.command(second)
+    taken[taken.index("--data") + 1] = str(tmp_path / "fresh")
+    port = serve(taken)
+    assert port.returncode == 1 and "cannot be listened on" in port.stderr
+    assert [len(done.stderr.strip().splitlines()) for done in (used, refused)] == [1, 1]
+    up = serve([*SHARDKV, "up", "--data", str(tmp_path / "other"), "--port", first.address.rpartition(":")[2]])
+    assert up.returncode == 1 and "in use" in up.stderr and len(up.stderr.strip().splitlines()) == 1
+
+
+def test_up_stays_until_ctrl_c_and_resumes_with_its_data(tmp_path: Path) -> None:
+    from bench.live import free_port_base
+
+    base = str(free_port_base())
+    command = [*SHARDKV, "up", "--data", str(tmp_path / "d"), "--groups", "1", "--replicas", "1", "--controllers", "1"]
+    for turn in range(2):
+        up = subprocess.Popen([*command, "--port", base], stdout=subprocess.PIPE, text=True)
+        assert up.stdout is not None
+        said = []
+        for line in up.stdout:
+            said.append(line)
+            if "Ctrl-C" in line:
+                break
+        assert any("first put and get" in line for line in said), said
+        cluster = Cluster.load(tmp_path / "d")
+        with ShardClerk(cluster.addresses("controller", 0)) as clerk:
+            if turn == 0:
+                clerk.put("kept", "yes")
+            assert clerk.get("kept") == b"yes"
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 0
+        assert not any(process.running for process in Cluster.load(tmp_path / "d").processes)
+
+
+def test_unknown_controllers_are_unavailable_within_the_timeout() -> None:
+    began = time.monotonic()
+    with ShardClerk(["127.0.0.1:1"], timeout=1.0) as clerk, pytest.raises(Unavailable, match="127.0.0.1:1"):
+        clerk.get("k")
+    assert time.monotonic() - began < 2.0
