@@ -19,20 +19,32 @@ from raft.errors import DirectoryInUse
 
 T = TypeVar("T")
 TEMPORARY = ".tmp"
+ZEROS_AHEAD = 1 << 20
 
 
 class RealFile:
-    """An append-only file; see `doors.File`."""
+    """An append-only file; see `doors.File`.
 
-    def __init__(self, descriptor: int, run: ThreadPoolExecutor) -> None:
+    It is kept longer than what was written, with zeros: a sync that need not record
+    a new size does not wait for the file system's journal, and so not for what other
+    files have in it. Readers take zeros after the last append for its end.
+    """
+
+    def __init__(self, descriptor: int, size: int, run: ThreadPoolExecutor) -> None:
         self._descriptor, self._run = descriptor, run
+        self._size = self._allocated = size
 
     async def append(self, data: bytes) -> None:
         await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
 
     def _append(self, data: bytes) -> None:
-        _write_all(self._descriptor, data)
+        end = self._size + len(data)
+        if end > self._allocated:
+            self._allocated = end + ZEROS_AHEAD
+            data += bytes(ZEROS_AHEAD)
+        _write_all(self._descriptor, data, self._size)
         os.fdatasync(self._descriptor)
+        self._size = end
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -66,7 +78,7 @@ class RealDirectory:
 
     async def create(self, name: str, data: bytes) -> RealFile:
         def create() -> RealFile:
-            return RealFile(self._put(name, data), self._run)
+            return RealFile(self._put(name, data), len(data), self._run)
 
         return await self._on_thread(create)
 
@@ -79,10 +91,10 @@ class RealDirectory:
     def _put(self, name: str, data: bytes) -> int:
         """Write aside, sync, rename, sync the directory: a crash leaves all or nothing."""
         temporary = self.path / (name + TEMPORARY)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o644)
         try:
-            _write_all(descriptor, data)
+            _write_all(descriptor, data, 0)
             os.fsync(descriptor)
             temporary.rename(self.path / name)
             _sync_directory(self.path)
@@ -119,10 +131,11 @@ class RealDirectory:
         return await asyncio.get_running_loop().run_in_executor(self._run, work)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
-    while view:  # write(2) may take less than all of it
-        view = view[os.write(descriptor, view) :]
+    while view:  # pwrite(2) may take less than all of it
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 def _sync_directory(path: Path) -> None:

@@ -14,7 +14,7 @@ from raft.messages import Envelope
 
 
 class File(Protocol):
-    """A file that only grows."""
+    """A file that only grows. Read back, it may end in zeros that nobody appended."""
 
     async def append(self, data: bytes) -> None:
         """Durable on return. Raises OSError, after which the file must not be used again:

@@ -9,7 +9,8 @@
 A new segment begins with a batch that repeats the hard state and the base, so the
 segments before it may go once their entries are compacted away.
 
-Recovery reads all segments in order. What does not check at the very end, with no
+A segment may end in zeros, for files are made longer than what they hold. Recovery
+reads all segments in order. What does not check at the very end, with no
 valid batch after it, is a torn write: nothing rested on it, so it is cut off and
 reported. The same anywhere else is damage: `CorruptLog`, and the replica does not
 start. The salt keeps bytes that users store from ever passing for a batch.
@@ -203,7 +204,7 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
             except (ValueError, struct.error) as error:
                 raise CorruptLog(name, offset, str(error)) from None
         if reader.torn_at is not None:
-            recovered.cut_bytes = len(reader.data) - reader.torn_at
+            recovered.cut_bytes = len(reader.data.rstrip(b"\0")) - reader.torn_at
             log.warning("%s: cut %d bytes of an unfinished write", name, recovered.cut_bytes)
             await directory.truncate(name, reader.torn_at)
         segments.append(segment)
@@ -234,7 +235,8 @@ class _SegmentReader:
             raise CorruptLog(self.name, 8, f"format version {version}, this program reads {FORMAT_VERSION}")
         found: list[tuple[int, int, bytes]] = []
         offset = SEGMENT_HEADER.size
-        while offset < len(self.data):
+        end = len(self.data.rstrip(b"\0"))  # zeros at the end are room that was never used
+        while offset < end:
             batch = self._batch_at(offset)
             if batch is None:
                 last = found[-1][1] if found else 0
