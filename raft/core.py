@@ -19,7 +19,6 @@ theirs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from random import Random
 from typing import assert_never
 
@@ -40,79 +39,10 @@ from raft.messages import (
 )
 from raft.progress import Mode, Progress
 from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
-from raft.reads import FollowerReads, LeaderReads, Ticket
+from raft.reads import Ticket
+from raft.ready import Options, Ready, Write
+from raft.roles import Candidate, Follower, Leader, Role
 from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a replica behaves. All replicas of a group should share them."""
-
-    election_ticks: int = 14  # a timeout is drawn from [election_ticks, 2 * election_ticks)
-    heartbeat_ticks: int = 2
-    max_append_bytes: int = 1 << 20  # payload of one AppendEntries (one larger entry still goes)
-    window_messages: int = 64  # AppendEntries in flight to one follower
-    window_bytes: int = 8 << 20
-    max_uncommitted_bytes: int = 64 << 20  # beyond: Busy
-    max_waiting_reads: int = 100_000  # beyond: Busy
-    max_apply_bytes: int = 1 << 20  # handed out for applying at once, so that no turn grows long
-    lease_seconds: float = 0.0  # > 0: reads under a leader lease of this length; less than an
-    # election timeout by the margin for clock drift
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """State bound for the disk, and the promises that rest on it.
-
-    Votes and append replies are promises: a crash must not break them. They
-    are part of the write, so a driver cannot send them early (thesis §3.8).
-    """
-
-    hard_state: HardState | None
-    entries: tuple[Entry, ...]
-    promises: tuple[Envelope, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Work for the driver, gathered since the last one."""
-
-    messages: tuple[Envelope, ...]
-    write: Write | None
-    committed: tuple[Entry, ...]
-    reads: tuple[tuple[int, Index], ...]  # (ticket, index that must be applied before answering)
-    failed_reads: tuple[int, ...]  # leadership was lost, or no leader is known
-    snapshots_wanted: tuple[NodeId, ...]  # followers that need a snapshot streamed to them
-    snapshot_mail: tuple[Envelope, ...]  # chunks and answers, after the term rule
-
-
-@dataclass(slots=True)
-class Follower:
-    leader: NodeId = NOBODY
-    reads: FollowerReads = field(default_factory=FollowerReads)
-
-
-@dataclass(slots=True)
-class Candidate:
-    """Also the pre-candidate: `pre` asks whether an election would succeed (thesis §9.6)."""
-
-    pre: bool
-    votes: dict[NodeId, bool] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Leader:
-    """State that lives and dies with one leadership."""
-
-    progress: dict[NodeId, Progress]
-    term_start: Index  # the no-op: once committed, the commit index is known to be current (§8)
-    reads: LeaderReads = field(default_factory=LeaderReads)
-    uncommitted_bytes: int = 0
-    transfer_to: NodeId = NOBODY
-    lease_forfeited: bool = False  # a transfer began: TimeoutNow lets a candidate pass our lease
-
-
-Role = Follower | Candidate | Leader
 
 
 class Raft:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from raft.core import Options, Raft, Ready, Write
+from raft.core import Raft
 from raft.doors import Transport
 from raft.errors import Stopped
 from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from raft.ready import Options, Ready, Write
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
 from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 from raft.wal import Wal

@@ -26,6 +26,7 @@ from raft.log import Log
 from raft.node import Node, NodeOptions
 from raft.progress import Mode
 from raft.quorum import Membership
+from raft.roles import Leader
 from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, NodeId, SnapshotMeta, Term
 from raft.wal import open_wal
@@ -225,7 +226,7 @@ class ReplicatedMachine:
 
     def _needed_by_followers(self) -> Index:
         role = self.core.role
-        progress = getattr(role, "progress", {})
+        progress = role.progress if isinstance(role, Leader) else {}
         keeping_up = [p.match_index for p in progress.values() if p.mode is Mode.REPLICATE]
         return min(keeping_up, default=self.core.log.last_index)
 

@@ -78,7 +78,9 @@ def test_the_command_line_s_contract(live: LiveCluster) -> None:
     assert run(live, "delete", "p1").returncode == 0
     assert run(live, "delete", "p1").returncode == 1
     config = json.loads(run(live, "admin", "query", "-o", "json").stdout)
-    assert {"num", "shards", "groups"} <= config.keys() and {"id", "start", "end", "gid"} <= config["shards"][0].keys()
+    assert {"num", "shards", "groups"} <= config.keys() and {"id", "start", "end", "gid"} <= config["shards"][
+        0
+    ].keys()
     assert json.loads(run(live, "admin", "query", "0", "-o", "json").stdout)["num"] == 0
     refused = run(live, "admin", "move", "1", "77")
     assert refused.returncode == 1 and "UnknownGroup" in refused.stderr
@@ -90,7 +92,20 @@ def test_the_command_line_s_contract(live: LiveCluster) -> None:
 
 def test_bench_reports_what_scripts_rely_on(live: LiveCluster) -> None:
     for workload in ("put", "get", "a", "e", "f"):
-        done = run(live, "bench", "--workload", workload, "--clients", "20", "--ops", "400", "--keys", "200", "-o", "json")
+        done = run(
+            live,
+            "bench",
+            "--workload",
+            workload,
+            "--clients",
+            "20",
+            "--ops",
+            "400",
+            "--keys",
+            "200",
+            "-o",
+            "json",
+        )
         figures = json.loads(done.stdout)
         assert {"ops_per_s", "errors", "p50_ms", "p99_ms", "max_ms", "by_group"} <= figures.keys()
         assert figures["errors"] == 0 and figures["ops"] == 400
@@ -193,7 +208,8 @@ def test_grpc_for_everybody_else(live: LiveCluster) -> None:
                 assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
                 found += 1
             except grpc.RpcError as error:
-                assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                    raise
     assert found == 1, "one group serves the key"
 
 
@@ -267,7 +283,18 @@ def test_up_stays_until_ctrl_c_and_resumes_with_its_data(tmp_path: Path) -> None
     from bench.live import free_port_base
 
     base = str(free_port_base())
-    command = [*SHARDKV, "up", "--data", str(tmp_path / "d"), "--groups", "1", "--replicas", "1", "--controllers", "1"]
+    command = [
+        *SHARDKV,
+        "up",
+        "--data",
+        str(tmp_path / "d"),
+        "--groups",
+        "1",
+        "--replicas",
+        "1",
+        "--controllers",
+        "1",
+    ]
     for turn in range(2):
         up = subprocess.Popen([*command, "--port", base], stdout=subprocess.PIPE, text=True)
         assert up.stdout is not None
@@ -289,6 +316,6 @@ def test_up_stays_until_ctrl_c_and_resumes_with_its_data(tmp_path: Path) -> None
 
 def test_unknown_controllers_are_unavailable_within_the_timeout() -> None:
     began = time.monotonic()
-    with ShardClerk(["127.0.0.1:1"], timeout=1.0) as clerk, pytest.raises(Unavailable, match="127.0.0.1:1"):
+    with ShardClerk(["127.0.0.1:1"], timeout=1.0) as clerk, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         clerk.get("k")
     assert time.monotonic() - began < 2.0

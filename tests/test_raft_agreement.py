@@ -7,11 +7,12 @@ from random import Random
 
 import pytest
 
-from raft.core import Options, Raft
+from raft.core import Raft
 from raft.errors import OutcomeUnknown, RaftError
 from raft.log import Log
 from raft.messages import AppendEntries, AppendReply, Envelope
 from raft.quorum import Membership
+from raft.ready import Options
 from raft.types import Entry, HardState, Kind
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world

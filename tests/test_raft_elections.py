@@ -94,7 +94,7 @@ async def test_r_e6_split_votes_resolve(world: RaftWorld) -> None:
 def test_r_e6_timeouts_rarely_coincide() -> None:
     from random import Random
 
-    from raft.core import Options
+    from raft.ready import Options
 
     options, rng = Options(), Random(1)
     for n in (3, 5, 7):

@@ -11,11 +11,11 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from random import Random
 
-from raft.core import Options
 from raft.errors import RaftError
 from raft.memory_state import InMemoryMachine
 from raft.node import NodeOptions
 from raft.quorum import Membership
+from raft.ready import Options
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica, unstamp
 from raft.types import Entry, Kind, SnapshotMeta
 from tests.sim.disk import SimDisk

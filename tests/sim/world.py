@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from client import AsyncShardClerk
-from raft.core import Options
 from raft.node import NodeOptions
 from raft.quorum import Membership
+from raft.ready import Options
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
 from raft.snapshot import StreamOptions
 from raft.types import Entry
