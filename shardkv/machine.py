@@ -101,7 +101,7 @@ class ShardMachine:
     def _commit(self, applied: SnapshotMeta) -> None:
         """Write the batch: operations, records, journals, clock, rows and applied index, in one."""
         batch = self._batch
-        self._journal(batch, self._records.store(batch))
+        self._records.store(batch)
         batch.put(layout.CLOCK, self.clock_ms.to_bytes(8, "big"))
         ownership = self.ownership
         if ownership.changed:
@@ -112,17 +112,18 @@ class ShardMachine:
         batch.commit(applied)
         self._records.trim()
 
-    def _journal(self, batch: Batch, records: list[tuple[int, bytes]]) -> None:
-        """Note which items of shards on loan this batch changes, for the next owner to fetch again."""
-        for row in list(self.ownership.in_state(State.LENDING)):
-            start, end = layout.data_range(row.start, row.end)
-            keys = [key for key in batch.changes if start <= key < end]
-            keys += [key for shard, key in records if shard == row.shard]
-            for key in keys:
-                batch.put(layout.journal_key(row.shard, row.journal), key)
-                row.journal += 1
-            if keys:
-                self.ownership.changed.add(row.shard)
+    def _journal(self, row: Row, section: Section) -> None:
+        """Note which items this section may have changed, for the next owner to fetch again.
+
+        Entry by entry, not batch by batch: which entries share a batch differs between
+        replicas, and the journal must not, since any of them answers from it.
+        """
+        keys = dict.fromkeys(map(layout.data_key, section.keys))
+        keys[layout.record_key(row.shard, section.session)] = None
+        for key in keys:
+            self._batch.put(layout.journal_key(row.shard, row.journal), key)
+            row.journal += 1
+        self.ownership.changed.add(row.shard)
 
     def _advance_clock(self, now_ms: int) -> None:
         """Replicated time never goes back; once a minute of it, expired records go.
@@ -169,6 +170,8 @@ class ShardMachine:
         record.used_ms = self.clock_ms
         record.acknowledge(section.acked_below)
         self._records.touch(section.shard, section.session)
+        if row.state is State.LENDING:
+            self._journal(row, section)
         if self._all_new_puts(section, record, row):
             put_keys = [b"d" + key for key in section.keys]
             self._batch.changes.update(zip(put_keys, section.values, strict=True))

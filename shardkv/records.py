@@ -36,15 +36,11 @@ class Records:
         """The record was changed and is to be written with the batch."""
         self._changed.add((shard, session))
 
-    def store(self, batch: Batch) -> list[tuple[int, bytes]]:
-        """Put what changed into the batch; returns (shard, engine key) of each."""
-        stored = []
+    def store(self, batch: Batch) -> None:
+        """Put what changed into the batch."""
         for shard, session in sorted(self._changed):
-            key = record_key(shard, session)
-            batch.put(key, self._cache[shard, session].encode())
-            stored.append((shard, key))
+            batch.put(record_key(shard, session), self._cache[shard, session].encode())
         self._changed.clear()
-        return stored
 
     def trim(self) -> None:
         """Keep the cache bounded. Call only when nothing is changed and unwritten."""

@@ -6,7 +6,7 @@ import asyncio
 from random import Random
 
 from client import AsyncShardClerk
-from client.errors import DeadlineExceeded, OutcomeUnknown
+from client.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
 from tests.check.linearizability import Operation, check
 
 
@@ -75,7 +75,7 @@ class Workload:
             self.unknown += 1
             self.history.append(Operation(kind, key, argument, None, called))
             return
-        except DeadlineExceeded:
+        except (DeadlineExceeded, Unavailable):
             return  # surely not done
         self._note(kind, key, argument, result, called)
 
@@ -89,7 +89,7 @@ class Workload:
                 assert key > last, "a scan goes up"
                 last = key
                 found[key] = value
-        except DeadlineExceeded:
+        except (DeadlineExceeded, Unavailable):
             return
         for key in self.keys:
             self._note("get", key, None, found.get(key), called)

@@ -262,6 +262,20 @@ class World:
                     return max(leaders, key=lambda process: process.rsm.core.term)
                 await asyncio.sleep(0.01)
 
+    def compare_replicas(self) -> int:
+        """Replicas that have applied the same entries hold the same bytes. Returns how many were compared."""
+        states: dict[tuple[int, int], bytes] = {}
+        compared = 0
+        for process in self.processes.values():
+            if isinstance(process.server, GroupServer):
+                machine = process.server.machine
+                at = (process.gid, machine.applied.index)
+                assert isinstance(machine.engine, MemoryEngine)
+                state = machine.engine.dump()
+                assert states.setdefault(at, state) == state, f"{process.address} differs at entry {at[1]}"
+                compared += 1
+        return compared
+
     def group_bytes(self, gid: int) -> list[int]:
         """What each live replica of a group holds in its engine, keys and values."""
         return [
