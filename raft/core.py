@@ -413,6 +413,10 @@ class Raft:
             leader.reads.mark(self._now)
         for node, peer in leader.progress.items():
             peer.probe_sent = False  # what was out is lost or late by now
+            if peer.mode is Mode.REPLICATE and self.log.term_at(peer.next_index - 1) is None:
+                # All in flight was lost, and compacted since: an empty append could no longer
+                # ask whether it arrived. Probing finds that a snapshot is needed.
+                peer.become_probe()
             self._send_heartbeat(leader, node, peer)
 
     def _append(self, leader: Leader, kind: Kind, data: bytes) -> Index:

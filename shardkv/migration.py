@@ -98,7 +98,9 @@ class Migrator:
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
             reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
-            if not reply.ready:  # the giver is down, or has not come to this hand-over yet
+            if not reply.ready:  # the giver is down, or this replica of it has not come so far
+                if body is not None:
+                    self._try_another(row.peer.gid, row.peer.addresses)
                 backoff = await self._pause(backoff)
                 continue
             backoff = BACKOFF_SECONDS[0]
@@ -126,6 +128,8 @@ class Migrator:
             if body is not None and pb.ServesReply.FromString(body).yes:
                 await self._replica.propose(commands.release(shard, epoch))
             else:
+                if body is not None:  # "no", or only this replica of it lags behind
+                    self._try_another(row.peer.gid, row.peer.addresses)
                 backoff = await self._pause(backoff)
 
     # ---- inside
@@ -136,7 +140,7 @@ class Migrator:
 
     async def _ask(self, gid: Gid, addresses: Sequence[str], method: str, payload: bytes) -> bytes | None:
         """One answer from another group, or None; moves on to the next replica when there is none."""
-        address = self._preferred.get(gid) or self._rng.choice(list(addresses))
+        address = self._preferred.setdefault(gid, self._rng.choice(list(addresses)))
         try:
             code, body = parse(await self._dialer.call(address, method, payload, CALL_SECONDS))
         except (Unreachable, ValueError) as error:
@@ -146,9 +150,16 @@ class Migrator:
             self._preferred[gid] = address
             return body
         hint = body.decode(errors="replace") if code is Code.NOT_LEADER else ""
-        position = addresses.index(address) if address in addresses else 0
-        self._preferred[gid] = hint or addresses[(position + 1) % len(addresses)]
+        if hint:
+            self._preferred[gid] = hint
+        else:
+            self._try_another(gid, addresses)
         return None
+
+    def _try_another(self, gid: Gid, addresses: Sequence[str]) -> None:
+        address = self._preferred.get(gid, "")
+        position = addresses.index(address) if address in addresses else 0
+        self._preferred[gid] = addresses[(position + 1) % len(addresses)]
 
     async def _pause(self, backoff: float) -> float:
         await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.5))
