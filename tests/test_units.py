@@ -321,7 +321,9 @@ def test_no_bytes_upset_the_frame_checker(data: bytes) -> None:
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.integers(1, 4), st.binary(min_size=1, max_size=9), st.binary(max_size=20)), min_size=1, max_size=20
+    st.tuples(st.integers(1, 4), st.binary(min_size=1, max_size=9), st.binary(max_size=20)),
+    min_size=1,
+    max_size=20,
 )
 
 
@@ -362,7 +364,11 @@ def test_operations_with_two_arguments(expected: bytes | None, new: bytes, limit
 
 
 @quick
-@given(st.dictionaries(st.integers(1, 1 << 40), st.binary(max_size=5)), st.integers(0, 1 << 40), st.integers(0, 1 << 40))
+@given(
+    st.dictionaries(st.integers(1, 1 << 40), st.binary(max_size=5)),
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 40),
+)
 @settings(deadline=None)
 def test_records_come_back_as_they_went(replies: dict[int, bytes], below: int, used: int) -> None:
     record = SessionRecord(0, used, dict(replies))
@@ -389,7 +395,9 @@ def test_a_quorum_is_a_majority_of_each_half(voters: set[int], outgoing: set[int
     index = quorum_index(membership, match)
     for half in membership.halves():
         assert sum(1 for node in half if match[node] >= index) >= majority(len(half))
-    assert any(sum(1 for node in half if match[node] > index) < majority(len(half)) for half in membership.halves())
+    assert any(
+        sum(1 for node in half if match[node] > index) < majority(len(half)) for half in membership.halves()
+    )
     votes = {node: data.draw(st.booleans()) for node in voters | outgoing}
     won = all(sum(votes[node] for node in half) >= majority(len(half)) for half in membership.halves())
     assert (tally(membership, votes) is Vote.WON) == won

@@ -85,7 +85,9 @@ async def story(seed: int, steps: int = STEPS) -> Outcome:
     outcome.operations = work.judge()
     outcome.unknown = work.unknown
     outcome.configurations = (await world.config()).num
-    outcome.terms = sum(max(p.rsm.core.term for p in world.of(gid)) for gid in {p.gid for p in world.processes.values()})
+    outcome.terms = sum(
+        max(p.rsm.core.term for p in world.of(gid)) for gid in {p.gid for p in world.processes.values()}
+    )
     outcome.virtual_seconds = asyncio.get_running_loop().time()
     await world.close()
     return outcome
