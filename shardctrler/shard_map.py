@@ -11,6 +11,7 @@ while the last group has left: the data stays where it is until a group joins.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -98,6 +99,7 @@ class Config:
     groups: dict[Gid, Group] = field(default_factory=dict)
     by_id: dict[ShardId, Shard] = field(default_factory=lambda: {1: Shard(1, b"", b"")})
     _by_start: SortedDict = field(default_factory=lambda: SortedDict({b"": 1}))
+    _flat: tuple[list[bytes], list[Shard]] | None = field(default=None, compare=False)  # for `lookup`
 
     @classmethod
     def of(cls, num: int, shards: list[Shard], groups: list[Group]) -> Config:
@@ -110,10 +112,12 @@ class Config:
         config.check()
         return config
 
-    def lookup(self, key: bytes) -> Shard:
-        """The shard that contains `key`. O(log n)."""
-        position = self._by_start.bisect_right(key) - 1
-        return self.by_id[self._by_start.peekitem(position)[1]]
+    def lookup(self, key: bytes) -> Shard:  # hot: runs per operation
+        """The shard that contains `key`. O(log n); the first look after a change is O(n)."""
+        if self._flat is None:
+            self._flat = list(self._by_start.keys()), [self.by_id[id] for id in self._by_start.values()]
+        starts, shards = self._flat
+        return shards[bisect_right(starts, key) - 1]
 
     def shards(self, start: bytes = b"") -> Iterator[Shard]:
         """All shards in key order, from the one that contains `start`."""
@@ -133,6 +137,7 @@ class Config:
 
     def apply(self, change: Change) -> None:
         """Become the next configuration."""
+        self._flat = None
         assert change.num == self.num + 1, f"change {change.num} does not follow configuration {self.num}"
         if change.initial:
             self.by_id = {shard.id: shard for shard in change.initial}

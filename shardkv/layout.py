@@ -34,6 +34,11 @@ def record_range(shard: int) -> tuple[bytes, bytes]:
     return b"s" + shard.to_bytes(8, "big"), b"s" + (shard + 1).to_bytes(8, "big")
 
 
+def belongs(item: bytes, shard: int, start: bytes, end: bytes) -> bool:
+    """Whether an engine key is part of what moves with the shard: its data and its records."""
+    return any(low <= item < high for low, high in (data_range(start, end), record_range(shard)))
+
+
 def journal_key(shard: int, position: int) -> bytes:
     return b"j" + shard.to_bytes(8, "big") + position.to_bytes(8, "big")
 

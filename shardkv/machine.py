@@ -118,7 +118,9 @@ class ShardMachine:
         Entry by entry, not batch by batch: which entries share a batch differs between
         replicas, and the journal must not, since any of them answers from it.
         """
-        keys = dict.fromkeys(map(layout.data_key, section.keys))
+        # Not what was refused as outside the shard: it is another's, perhaps the next owner's.
+        inside = (key for key in section.keys if key >= row.start and (not row.end or key < row.end))
+        keys = dict.fromkeys(map(layout.data_key, inside))
         keys[layout.record_key(row.shard, section.session)] = None
         for key in keys:
             self._batch.put(layout.journal_key(row.shard, row.journal), key)
@@ -296,6 +298,7 @@ class ShardMachine:
         ):
             return [], False
         for item in chunk.items:
+            assert layout.belongs(item.key, row.shard, row.start, row.end), "checked before it was proposed"
             if item.absent:
                 self._batch.delete(item.key)
             else:

@@ -23,7 +23,7 @@ from raft.rsm import ReplicatedMachine
 from shardctrler.codec import change_to_pb
 from shardctrler.query import BadQuery, ControllerClient, ControllerUnavailable
 from shardctrler.shard_map import Gid
-from shardkv import commands
+from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.machine import ShardMachine
 from shardkv.ownership import Row, State
@@ -101,6 +101,10 @@ class Migrator:
             if not reply.ready:  # the giver is down, or this replica of it has not come so far
                 if body is not None:
                     self._try_another(row.peer.gid, row.peer.addresses)
+                backoff = await self._pause(backoff)
+                continue
+            if not all(layout.belongs(item.key, shard, row.start, row.end) for item in reply.items):
+                log.error("group %d sent items of other shards with shard %d: refused", row.peer.gid, shard)
                 backoff = await self._pause(backoff)
                 continue
             backoff = BACKOFF_SECONDS[0]
