@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 SRC := raft shardctrler shardkv client tests bench
 PROTOS := $(wildcard proto/*/*.proto)
 
-.PHONY: up venv test lint unit proto proto-check bench clean
+SEEDS ?= 200
+
+.PHONY: up venv test lint unit proto proto-check sim-soak acceptance bench clean
 
 up: venv
 	$(BIN)/shardkv up
@@ -34,6 +36,14 @@ proto: venv
 
 proto-check: venv
 	$(BIN)/python proto/generate.py --check .
+
+# The whole cluster in virtual time, SEEDS times, with every fault; stops at the first failure.
+sim-soak: venv
+	$(BIN)/python -m tests.sim.soak --seeds $(SEEDS)
+
+# Real processes, real input: load, kill and gap; about two minutes.
+acceptance: venv
+	$(BIN)/python -m bench.acceptance
 
 bench: venv
 	$(BIN)/python -m bench.quick

@@ -265,7 +265,7 @@ class Node:
         try:
             index = await self._senders[peer].run()
         finally:
-            del self._senders[peer]
+            self._senders.pop(peer, None)
         self.core.snapshot_reported(peer, index)
         self._changed()
 

@@ -37,7 +37,8 @@ class SnapshotSource(Protocol):
 class SnapshotSink(Protocol):
     """A snapshot being received. Not part of the state machine until it is installed."""
 
-    async def write(self, data: bytes) -> None: ...
+    async def write(self, data: bytes) -> None:
+        """Take the next bytes. Raises ValueError if they cannot be part of a snapshot."""
 
     async def finish(self) -> None:
         """All bytes are in and durable. Raises ValueError if they are not a snapshot."""
@@ -116,12 +117,12 @@ class SnapshotReceiver:
             self.abort()
             self._meta, self._sink = meta, self._open_sink(meta)
         assert self._sink is not None
-        if chunk.offset == self._offset and google_crc32c.value(chunk.data) == chunk.crc:
-            await self._sink.write(chunk.data)
-            self._offset += len(chunk.data)
-        if self._offset < chunk.total:
-            return InstallSnapshotReply(meta.index, self._offset, done=False)
         try:
+            if chunk.offset == self._offset and google_crc32c.value(chunk.data) == chunk.crc:
+                await self._sink.write(chunk.data)
+                self._offset += len(chunk.data)
+            if self._offset < chunk.total:
+                return InstallSnapshotReply(meta.index, self._offset, done=False)
             await self._sink.finish()
         except ValueError as error:
             log.warning("snapshot at %d refused: %s; asking for it again", meta.index, error)

@@ -215,13 +215,13 @@ def _wait_gone(processes: list[Process], seconds: float) -> list[Process]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM set a flag instead of ending us; the flag is what is yielded."""
+    """SIGINT, SIGTERM and SIGHUP set a flag instead of ending us; the flag is what is yielded."""
     caught: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield lambda: bool(caught)
     finally:

@@ -264,7 +264,7 @@ class CheckpointSink:
                 (str(name), int(size)) for name, size in json.loads(self._head[MANIFEST_LENGTH.size : end])
             ]
             if any("/" in name or name.startswith(".") for name, _ in self._files):
-                raise OSError("a snapshot that names files outside of itself")
+                raise ValueError("a snapshot that names files outside of itself")
             data = self._head[end:]
         while self._next_file() and data:
             part = data[: self._left]

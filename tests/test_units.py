@@ -235,7 +235,9 @@ def test_a_refused_key_is_not_in_the_journal() -> None:
     halves = Change(2, split=Split(1, b"m", 2, holder=1))
     lost = Change(3, moves=(Move(1, b"", b"m", ONE, TWO),))
     machine.apply([entry(1, learn(CREATED)), entry(2, learn(halves)), entry(3, learn(lost))])
-    machine.apply([entry(4, write(1, frames.PUT, b"z", b"refused")), entry(5, write(2, frames.PUT, b"a", b"done"))])
+    machine.apply(
+        [entry(4, write(1, frames.PUT, b"z", b"refused")), entry(5, write(2, frames.PUT, b"a", b"done"))]
+    )
     named = {value for _, value in machine.engine.scan(*layout.journal_range(1))}
     assert named == {layout.data_key(b"a"), layout.record_key(1, b"s" * 16)}
 
