@@ -1,7 +1,8 @@
 """Real files behind the disk door: every change is on disk when the call returns.
 
-Writes and syncs run on one thread of their own, off the event loop; there is one
-for each directory, so they keep their order. A failed call is never retried:
+Appends run on one thread of their own for each directory, off the event loop, so they
+keep their order; replacing and removing files runs on another, for an append must
+not wait until a large file is gone. A failed call is never retried:
 its OSError goes up and stops the replica (DESIGN §3).
 """
 
@@ -20,6 +21,7 @@ from raft.errors import DirectoryInUse
 T = TypeVar("T")
 TEMPORARY = ".tmp"
 ZEROS_AHEAD = 1 << 20
+SMALL_APPEND = 64 << 10
 
 
 class RealFile:
@@ -40,8 +42,10 @@ class RealFile:
     def _append(self, data: bytes) -> None:
         end = self._size + len(data)
         if end > self._allocated:
-            self._allocated = end + ZEROS_AHEAD
-            data += bytes(ZEROS_AHEAD)
+            # A large append is its own reason to wait; doubling it would not pay.
+            zeros = ZEROS_AHEAD if len(data) <= SMALL_APPEND else 0
+            self._allocated = end + zeros
+            data += bytes(zeros)
         _write_all(self._descriptor, data, self._size)
         os.fdatasync(self._descriptor)
         self._size = end
@@ -61,6 +65,7 @@ class RealDirectory:
         _sync_directory(path.parent)
         self.path = path
         self._run = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.name}")
+        self._housekeeping = ThreadPoolExecutor(1, thread_name_prefix=f"files-{path.name}")
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +91,7 @@ class RealDirectory:
         def replace() -> None:
             os.close(self._put(name, data))
 
-        await self._on_thread(replace)
+        await self._on_thread(replace, self._housekeeping)
 
     def _put(self, name: str, data: bytes) -> int:
         """Write aside, sync, rename, sync the directory: a crash leaves all or nothing."""
@@ -120,15 +125,16 @@ class RealDirectory:
                 (self.path / name).unlink()
             _sync_directory(self.path)
 
-        await self._on_thread(remove)
+        await self._on_thread(remove, self._housekeeping)
 
     def close(self) -> None:
         """Wait for what is being written, then let the directory go."""
         self._run.shutdown(wait=True)
+        self._housekeeping.shutdown(wait=True)
         os.close(self._lock)
 
-    async def _on_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._run, work)
+    async def _on_thread(self, work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(thread or self._run, work)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -20,6 +20,7 @@ Limit, admitted: damage to the very last batch looks like a torn write.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ class Wal:
         self._size = 0
         self._sequence = 0
         self._segments: list[_Segment] = []
+        self._removing: asyncio.Task[None] | None = None
         self._hard_state = recovered.hard_state
         self._base = (recovered.base_index, recovered.base_term)
 
@@ -149,18 +151,32 @@ class Wal:
         dead = 0
         while dead < len(self._segments) - 1 and self._segments[dead].last_index <= index:
             dead += 1
-        if dead:
-            await self._directory.remove([segment.name for segment in self._segments[:dead]])
+        if dead and (self._removing is None or self._removing.done()):
+            await self.removed()
+            names = [segment.name for segment in self._segments[:dead]]
             del self._segments[:dead]
+            # Beside the appends, which must not wait for it; what a crash leaves is removed later.
+            self._removing = asyncio.get_running_loop().create_task(self._directory.remove(names))
+
+    async def removed(self) -> None:
+        """The removal before is over. Raises OSError if the disk failed it."""
+        if self._removing is not None:
+            await self._removing
+            self._removing = None
 
     def close(self) -> None:
+        if self._removing is not None:
+            self._removing.cancel()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
     async def _roll(self) -> None:
         """Begin a new segment, which says all that the earlier ones say but their entries."""
-        self.close()
+        self._close_file()
         number = int(self._segments[-1].name[4:20], 16) + 1 if self._segments else 1
         name = f"wal-{number:016x}.log"
         self._salt = self._rng.randbytes(8)

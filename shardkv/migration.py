@@ -26,7 +26,7 @@ from shardctrler.shard_map import Gid
 from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.machine import ShardMachine
-from shardkv.ownership import Row, State
+from shardkv.ownership import JOURNAL, Row, State
 from shardkv.rows import cursor_to_pb
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ CALL_SECONDS = 2.0
 NEWS_SECONDS = 10.0  # one long poll for configurations
 BACKOFF_SECONDS = (0.005, 0.5)
 CHANGES_AT_ONCE = 64
+MOST_REST_SECONDS = 0.1
 
 Errand = tuple[str, int, int]  # kind, shard, epoch
 
@@ -91,8 +92,10 @@ class Migrator:
 
     async def _fetch(self, shard: int, epoch: int) -> None:
         """Copy a shard that the map gave us, chunk by chunk through our log, from whoever has it."""
+        loop = asyncio.get_running_loop()
         backoff = BACKOFF_SECONDS[0]
         while (row := self._row(shard, epoch, State.PULLING)) is not None:
+            began = loop.time()
             assert row.peer is not None
             request = pb.PullRequest(shard=shard, epoch=epoch)
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
@@ -121,6 +124,9 @@ class Migrator:
                 backoff = await self._pause(backoff)  # at the journal's end, and not yet frozen
                 continue
             await self._replica.propose(commands.install(chunk))
+            if chunk.next.phase != JOURNAL:
+                # The bulk takes at most half of the time: both groups serve others meanwhile.
+                await asyncio.sleep(min(loop.time() - began, MOST_REST_SECONDS))
 
     async def _release(self, shard: int, epoch: int) -> None:
         """Delete our frozen copy once the next owner says that it serves."""

@@ -313,6 +313,7 @@ def _rocks_options(options: RocksOptions, cache: Cache | None) -> Options:
     rocks.set_compression_type(DBCompressionType.lz4())
     rocks.set_level_compaction_dynamic_level_bytes(True)
     rocks.set_max_background_jobs(2)
+    rocks.set_bytes_per_sync(1 << 20)  # write back as it goes, rather than all at the file's end
     rocks.set_keep_log_file_num(2)
     rocks.set_max_open_files(256)
     table = BlockBasedOptions()

@@ -133,6 +133,7 @@ def test_what_is_compacted_is_gone_from_disk_and_the_rest_stays(tmp_path: Path) 
             await wal.append(HardState(1, 1) if n == 1 else None, [entry(n)])
             if n % 10 == 0:
                 await wal.set_base(n - 3, 1)
+                await wal.removed()
         return len(wal.segment_names)
 
     kept = on_disk(tmp_path, fill, segment_bytes=500)
