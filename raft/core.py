@@ -486,7 +486,8 @@ class Raft:
             entries = entries[self.log.base_index - prev_index :]
             prev_index, prev_term = self.log.base_index, self.log.base_term
         if self.log.term_at(prev_index) != prev_term:
-            self._send(sender, self._rejection(prev_index, message.read_seq))
+            conflict = self.log.conflict_at(prev_index)
+            self._send(sender, AppendReply(False, 0, message.read_seq, prev_index, *conflict))
             return
         for position, entry in enumerate(entries):
             if self.log.term_at(entry.index) != entry.term:
@@ -505,14 +506,6 @@ class Raft:
             # A heartbeat is answered past a slow disk, but only for what is on it.
             durable = min(match_index, self.log.durable_index)
             self._send(sender, AppendReply(True, durable, message.read_seq))
-
-    def _rejection(self, prev_index: Index, read_seq: int) -> AppendReply:
-        """Where our log parts from the leader's, by term rather than by entry (§5.3)."""
-        conflict_term = self.log.term_at(prev_index)
-        if conflict_term is None:
-            return AppendReply(False, 0, read_seq, prev_index, 0, self.log.last_index + 1)
-        first = self.log.first_index_of_term_at(prev_index)
-        return AppendReply(False, 0, read_seq, prev_index, conflict_term, first)
 
     def _on_append_reply(self, sender: NodeId, message: AppendReply) -> None:
         if not isinstance(self.role, Leader):
@@ -629,10 +622,9 @@ class Raft:
         """
         if self.options.lease_seconds <= 0 or leader.lease_forfeited:
             return False
-        # Seconds become integers (µs), for quorum_index ranks indexes.
+        # In µs, for quorum_index ranks integers.
         times = {node: int(peer.confirmed_at * 1e6) for node, peer in leader.progress.items()}
-        times[self.id] = int(self._now * 1e6)
-        sent = quorum_index(self.membership, times) / 1e6
+        sent = quorum_index(self.membership, times | {self.id: int(self._now * 1e6)}) / 1e6
         return self._now < sent + self.options.lease_seconds
 
     def _confirm_reads(self, leader: Leader) -> None:

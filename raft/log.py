@@ -118,12 +118,17 @@ class Log:
         self._unwritten = index + 1
         self._in_flight = deque(index for _ in self._in_flight)
 
-    def first_index_of_term_at(self, index: Index) -> Index:
-        """Where the run of entries with the term at `index` begins, as far as the log is held."""
+    def conflict_at(self, index: Index) -> tuple[Term, Index]:
+        """Where a leader should look next if ours differs at `index`: by term, not by entry (§5.3).
+
+        Our term there and where it begins, or (0, the first entry that we lack).
+        """
         term = self.term_at(index)
+        if term is None:
+            return 0, self.last_index + 1
         while index - 1 > self.base_index and self.term_at(index - 1) == term:
             index -= 1
-        return index
+        return term, index
 
     def last_index_of_term(self, term: Term, below: Index) -> Index | None:
         """The last entry of `term` at or below `below`, or None if the leader has none."""

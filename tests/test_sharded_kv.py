@@ -129,8 +129,11 @@ async def _confusion(world: World, admin: Callable[[Random], Awaitable[object]],
     world.network.weather = Weather()
     await world.start_all()
     await world.settle()
+    async with asyncio.timeout(60):
+        while len(work.history) < 400:  # a bad network leaves a slow history: let it grow
+            await asyncio.sleep(0.05)
     await work.stop()
-    assert work.judge() > 200
+    assert work.judge() >= 400
 
 
 async def _any_change(world: World, rng: Random) -> None:
