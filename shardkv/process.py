@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,7 +33,7 @@ from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_repli
 from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.machine import ControllerMachine
-from shardctrler.query import ControllerClient
+from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 IDENTITY = "identity.json"
 CONTROLLER_GROUP = 0
+LEARN_SECONDS = 30.0
 
 
 class CannotStart(Exception):
@@ -88,6 +89,8 @@ async def serve(options: ProcessOptions) -> None:
     rng = Random(random.SystemRandom().getrandbits(128))
     directory = RealDirectory(options.data)
     try:
+        if not options.cluster:
+            options = replace(options, cluster=await _learn_cluster(directory, options, rng))
         await _check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
         transport = TcpTransport(options.cluster, options.gid, peers)
@@ -179,6 +182,21 @@ def _server(
 def _end(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
+
+
+async def _learn_cluster(directory: RealDirectory, options: ProcessOptions, rng: Random) -> str:
+    """The cluster that our data belongs to or, for a new replica, that of the controllers."""
+    if IDENTITY in directory.names():
+        return str(json.loads(directory.read(IDENTITY))["cluster"])
+    dialer = TcpDialer()
+    client = ControllerClient(options.controllers, dialer, rng)
+    try:
+        await client.changes(0, 0.0, LEARN_SECONDS, limit=1)
+    except ControllerUnavailable as error:
+        raise CannotStart(f"which cluster is this? {error}; or name it with --cluster") from None
+    finally:
+        await dialer.close()
+    return client.cluster
 
 
 async def _check_identity(directory: RealDirectory, options: ProcessOptions) -> None:

@@ -18,7 +18,7 @@ import grpc
 import pytest
 
 from bench.acceptance import kill, load
-from bench.live import SHARDKV, LiveCluster
+from bench.live import SHARDKV, LiveCluster, free_port_base
 from client import (
     AsyncShardClerk,
     ClerkClosed,
@@ -255,6 +255,22 @@ def test_a_refusal_says_which_cluster_it_is(live: LiveCluster) -> None:
     assert answer[3] == 1 and b"another-cluster" in answer
 
 
+def test_a_group_started_by_hand_learns_its_cluster_and_joins(live: LiveCluster, tmp_path: Path) -> None:
+    """As README tells it: no cluster id is typed."""
+    address = f"127.0.0.1:{free_port_base(1)}"
+    command = [*SHARDKV, "serve", "group", "--gid", "9", "--id", "1", "--peers", address]
+    command += ["--controllers", ",".join(live.controllers), "--data", str(tmp_path / "g9")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert run(live, "admin", "join", "9", address, "--wait").returncode == 0
+            assert run(live, "put", "by hand", "yes").returncode == 0
+            assert run(live, "admin", "leave", "9", "--wait").returncode == 0
+            assert run(live, "get", "by hand").stdout == "yes"
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0
+
+
 def serve(process_command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(process_command, capture_output=True, text=True, timeout=30, check=False)
 
@@ -280,8 +296,6 @@ def test_wrong_used_and_taken_things_are_refused_in_one_line(live: LiveCluster, 
 
 
 def test_up_stays_until_ctrl_c_and_resumes_with_its_data(tmp_path: Path) -> None:
-    from bench.live import free_port_base
-
     base = str(free_port_base())
     command = [
         *SHARDKV,

@@ -38,9 +38,6 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="Its directory."
         ),
-        click.option(
-            "--cluster", default="shardkv", show_default=True, help="Cluster id; the same everywhere."
-        ),
         click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
     ):
         command = option(command)
@@ -55,6 +52,7 @@ def _run(options: ProcessOptions) -> None:
 
 @serve.command()
 @_replica_options
+@click.option("--cluster", default="shardkv", show_default=True, help="The cluster's id.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
 def controller(shards: int, **options: Any) -> None:
     """Run a replica of the shard controller."""
@@ -63,6 +61,7 @@ def controller(shards: int, **options: Any) -> None:
 
 @serve.command()
 @_replica_options
+@click.option("--cluster", default="", help="The cluster's id; by default the controllers are asked.")
 @click.option("--gid", type=click.IntRange(min=1), required=True, help="The group's number.")
 @click.option(
     "--controllers", callback=_addresses, required=True, envvar="SHARDKV_CONTROLLERS", help="host:port,…"
