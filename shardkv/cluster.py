@@ -45,6 +45,10 @@ class Process:
         """Whether our process is there; a pid that another program got since does not count."""
         if self.pid <= 0:
             return False
+        if self.pid in _children:
+            # Of our own child the kernel tells: for a moment after it began, its command line
+            # below is still empty, and it would be taken for another program.
+            return _children[self.pid].poll() is None
         try:
             command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -173,13 +177,17 @@ class Cluster:
         _wait_gone([process], STOP_SECONDS)
 
     def stop_all(self) -> int:
-        """SIGTERM to all, SIGKILL to those that stay; returns how many ran."""
-        running = [process for process in self.processes if process.running]
+        """Stop every process; returns how many ran."""
+        return self.stop(self.processes)
+
+    def stop(self, processes: list[Process]) -> int:
+        """SIGTERM, then SIGKILL to those that stay; returns how many ran."""
+        running = [process for process in processes if process.running]
         for process in running:
             _signal(process, signal.SIGTERM)
         for process in _wait_gone(running, STOP_SECONDS):
             self.kill(process)
-        for process in self.processes:
+        for process in processes:
             process.pid = 0
         self.save()
         return len(running)
@@ -205,9 +213,6 @@ def _wait_gone(processes: list[Process], seconds: float) -> list[Process]:
     deadline = time.monotonic() + seconds
     left = processes
     while left and time.monotonic() < deadline:
-        for process in left:
-            if process.pid in _children:
-                _children[process.pid].poll()  # reaps it
         left = [process for process in left if process.running]
         time.sleep(0.01)
     return left

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -269,6 +270,19 @@ def test_a_group_started_by_hand_learns_its_cluster_and_joins(live: LiveCluster,
         finally:
             process.terminate()
             assert process.wait(20) == 0
+
+
+def test_a_process_runs_from_the_moment_it_is_started(tmp_path: Path) -> None:
+    """The acceptance run once took a process for ended just after it began (its command line was still empty)."""
+    cluster = Cluster(tmp_path, cluster="c")
+    cluster.plan(1, 1, 1, free_port_base(2))
+    cluster.command = lambda process: [sys.executable, "-c", "import signal; signal.pause()", process.data]  # type: ignore[method-assign]
+    for _ in range(50):
+        cluster.start_all()
+        assert all(process.running for process in cluster.processes)
+        for process in cluster.processes:
+            cluster.kill(process)
+            assert not process.running
 
 
 def serve(process_command: list[str]) -> subprocess.CompletedProcess[str]:

@@ -49,16 +49,15 @@ def up(
     """Start a cluster on this machine, or what is down of one, and wait until every shard serves."""
     with interrupted_by_signals() as interrupted:
         cluster = _prepare(data, groups, replicas, controllers, shards, port, ephemeral)
-        started: list[str] = []
+        down = [process for process in cluster.processes if not process.running]
         try:
-            for process in cluster.start_all():
-                started.append(process.address)
+            started = cluster.start_all()
             click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
             overview = _wait_ready(cluster, interrupted)
             _show(cluster, overview)
             _first_operations(cluster)
         except (ClusterError, Failed, ControllerUnavailable) as error:
-            cluster.stop_all()
+            cluster.stop(down)  # what ran before goes on
             raise Failed(str(error)) from None
         if detach:
             return
