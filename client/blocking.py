@@ -39,8 +39,8 @@ _starting = threading.Lock()
 def background_loop() -> asyncio.AbstractEventLoop:
     """The event loop that all blocking clerks of this process share, on a thread of its own.
 
-    It is never closed: gRPC keeps every loop that it has seen. A forked child gets
-    one of its own, since the parent's thread is not in it.
+    It is never closed: clerks come and go on it. A forked child gets one of its own,
+    since the parent's thread is not in it.
     """
     global _background
     with _starting:

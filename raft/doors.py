@@ -1,7 +1,7 @@
 """The doors through which the world reaches this code: disk, network, and calls between processes.
 
 Time is the event loop's clock, and chance a `random.Random` handed in. Production
-puts real files and gRPC behind these doors (`disk.py`, `transport.py`, `rpc.py`);
+puts real files and TCP streams behind these doors (`disk.py`, `transport.py`, `rpc.py`);
 the simulator puts numbers there, and runs everything else unchanged.
 """
 

@@ -1,6 +1,6 @@
 """One server process: opens the disk, starts the replica, listens, and ends in order.
 
-This is where the real doors are put in: files, gRPC, the wall clock, the system's
+This is where the real doors are put in: files, sockets, the wall clock, the system's
 randomness. Everything behind them is the code that the simulator runs.
 """
 

@@ -95,7 +95,7 @@ timeout_option = click.option("--timeout", default=10.0, show_default=True, help
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """On the clerks' loop: gRPC does not like to see one closed."""
+    """On the loop that the blocking clerks use: one for the whole command."""
     return asyncio.run_coroutine_threadsafe(work, background_loop()).result()
 
 
