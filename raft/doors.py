@@ -56,7 +56,10 @@ class Dialer(Protocol):
     """Calls to other processes: clerk to server, group to group, anyone to the controller."""
 
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
-        """The peer's answer. Raises Unreachable within `timeout` seconds."""
+        """The peer's answer. Raises Unreachable within `timeout` seconds.
+
+        The call reaches the peer at most once: one that was refused was not also carried out.
+        """
 
     async def close(self) -> None: ...
 

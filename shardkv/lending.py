@@ -11,6 +11,7 @@ any replica may give it, and any message may be lost or repeated.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from shardkv import layout
 from shardkv import shardkv_pb2 as pb
@@ -19,9 +20,14 @@ from shardkv.machine import ShardMachine
 from shardkv.ownership import DATA, JOURNAL, RECORDS, Cursor, Row, State
 from shardkv.rows import cursor_from_pb, cursor_to_pb
 
-CHUNK_BYTES = 512 << 10
-JOURNAL_KEYS = 4096  # looked at for one chunk
-CLOSE_AT = 512  # journal entries left, at most, when the giver stops serving
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How large the steps of a copy are."""
+
+    chunk_bytes: int = 512 << 10
+    journal_keys: int = 4096  # looked at for one chunk
+    close_at: int = 512  # journal entries left, at most, when the giver stops serving
 
 
 def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
@@ -32,13 +38,15 @@ def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
     return row
 
 
-def should_close(row: Row, request: pb.PullRequest) -> bool:
+def should_close(row: Row, request: pb.PullRequest, pace: Pace) -> bool:
     """Whether so little is left after this request that serving may stop for it."""
     cursor = cursor_from_pb(getattr(request, "from"))
-    return row.state is State.LENDING and cursor.phase == JOURNAL and row.journal - cursor.position <= CLOSE_AT
+    if row.state is not State.LENDING or cursor.phase != JOURNAL:
+        return False
+    return row.journal - cursor.position <= pace.close_at
 
 
-def pull(machine: ShardMachine, request: pb.PullRequest, chunk_bytes: int = CHUNK_BYTES) -> pb.PullReply:
+def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullReply:
     """The next chunk of the copy. `ready` false: not lent here yet, or not any more."""
     row = lent_row(machine, request.shard, request.epoch)
     if row is None:
@@ -47,14 +55,14 @@ def pull(machine: ShardMachine, request: pb.PullRequest, chunk_bytes: int = CHUN
     reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms)
     size = 0
     # One chunk may span phases, so that a small shard takes few round trips.
-    while size < chunk_bytes:
+    while size < pace.chunk_bytes:
         if cursor.phase == JOURNAL:
-            cursor, size = _replay(machine.engine, row, cursor, reply, size, chunk_bytes)
+            cursor, size = _replay(machine.engine, row, cursor, reply, size, pace)
             break
         start, end = (
             layout.record_range(row.shard) if cursor.phase == RECORDS else layout.data_range(row.start, row.end)
         )
-        cursor, size = _copy(machine.engine, cursor, max(start, cursor.key), end, reply, size, chunk_bytes)
+        cursor, size = _copy(machine.engine, cursor, max(start, cursor.key), end, reply, size, pace.chunk_bytes)
     reply.next.CopyFrom(cursor_to_pb(cursor))
     reply.final = row.state is State.FROZEN and cursor == Cursor(JOURNAL, b"", row.journal)
     return reply
@@ -72,13 +80,13 @@ def _copy(
 
 
 def _replay(
-    engine: Engine, row: Row, cursor: Cursor, reply: pb.PullReply, size: int, limit: int
+    engine: Engine, row: Row, cursor: Cursor, reply: pb.PullReply, size: int, pace: Pace
 ) -> tuple[Cursor, int]:
     """Items that changed from the cursor on, each once, as they are now."""
     position = cursor.position
     seen: set[bytes] = set()
     for key in _journal(engine, row, position):
-        if size >= limit or position - cursor.position >= JOURNAL_KEYS:
+        if size >= pace.chunk_bytes or position - cursor.position >= pace.journal_keys:
             break
         position += 1
         if key not in seen:

@@ -23,6 +23,7 @@ from shardctrler.server import refusal_of
 from shardkv import commands, frames, lending
 from shardkv import shardkv_pb2 as pb
 from shardkv.frames import Limits, MalformedFrame
+from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.reading import read_frame
@@ -44,10 +45,12 @@ class GroupServer:
         rng: Random,
         limits: Limits,
         clock_ms: Callable[[], int],
+        pace: Pace = Pace(),
     ) -> None:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
         self._addresses, self._limits, self._clock_ms = addresses, limits, clock_ms
+        self._pace = pace
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
@@ -112,12 +115,12 @@ class GroupServer:
 
     async def _pull(self, request: pb.PullRequest) -> bytes:
         row = lending.lent_row(self.machine, request.shard, request.epoch)
-        if row is not None and lending.should_close(row, request):
+        if row is not None and lending.should_close(row, request, self._pace):
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
                 return refuse(Code.NOT_LEADER, self._addresses.get(self.replica.leader, ""))
             await self._close(request.shard, request.epoch)
-        return answer(lending.pull(self.machine, request).SerializeToString())
+        return answer(lending.pull(self.machine, request, self._pace).SerializeToString())
 
     async def _close(self, shard: int, epoch: int) -> None:
         """Stop serving, once, however many requests ask for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 Value = bytes | None
@@ -27,16 +27,24 @@ class Operation:
     returned: float = inf
 
 
+SHOWN = 40
+
+
 class NotLinearizable(AssertionError):
-    """No order of a key's operations explains the answers."""
+    """No order of a key's operations explains the answers: those up to the first impossible one are shown."""
 
     def __init__(self, key: bytes, operations: list[Operation]) -> None:
+        super().__init__(key, operations)
+        self.key, self.operations = key, operations
+
+    def __str__(self) -> str:
+        told = sorted(self.operations, key=lambda op: op.called)
         lines = [
             f"  {op.called:10.4f} – {op.returned:10.4f}  {op.kind} {op.argument!r} → {op.result!r}"
-            for op in operations
+            for op in told[-SHOWN:]
         ]
-        super().__init__(f"key {key!r}: no order explains\n" + "\n".join(lines))
-        self.key = key
+        left_out = f"  … {len(told) - SHOWN} earlier ones\n" if len(told) > SHOWN else ""
+        return f"key {self.key!r}: no order explains the last answer of\n{left_out}" + "\n".join(lines)
 
 
 def step(operation: Operation, value: Value) -> tuple[bool, Value]:
@@ -72,8 +80,29 @@ def check(history: Iterable[Operation]) -> int:
         # that is one of its two explanations, and by far the cheaper to search.
         seen = [op for op in told if op.returned != inf or is_seen(op, told)]
         if not key_is_linearizable(seen) and (len(seen) == len(told) or not key_is_linearizable(told)):
-            raise NotLinearizable(key, told)
+            raise NotLinearizable(key, shortest_wrong_prefix(told))
     return sum(len(operations) for operations in by_key.values())
+
+
+def shortest_wrong_prefix(operations: list[Operation]) -> list[Operation]:
+    """The history as it was known at the first answer that nothing explains."""
+
+    def known_at(now: float) -> list[Operation]:
+        return [
+            op if op.returned <= now else replace(op, result=None, returned=inf)
+            for op in operations
+            if op.called <= now and not (op.kind == "get" and op.returned > now)
+        ]
+
+    answers = sorted(op.returned for op in operations if op.returned != inf)
+    low, high = 0, len(answers) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if key_is_linearizable(known_at(answers[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    return known_at(answers[low])
 
 
 def is_seen(write: Operation, operations: list[Operation]) -> bool:

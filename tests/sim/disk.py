@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -17,8 +17,9 @@ from random import Random
 class DiskFaults:
     sync_seconds: tuple[float, float] = (0.0005, 0.002)
     slow: float = 0.0  # chance that a sync takes 50 times as long
-    failing: bool = False  # every write fails from now on (EIO)
+    failing: bool = False  # every write fails from now on (EIO), perhaps after a part of it was done
     full: bool = False  # every write fails from now on (ENOSPC)
+    crash: float = 0.0  # chance that the process dies at a sync: just before it counts, or just after
 
 
 @dataclass
@@ -27,7 +28,9 @@ class SimDisk:
     faults: DiskFaults = field(default_factory=DiskFaults)
     files: dict[str, bytes] = field(default_factory=dict)  # what a sync has made durable
     unsynced: dict[str, bytes] = field(default_factory=dict)  # appended, not yet synced
+    replacing: dict[str, bytes] = field(default_factory=dict)  # written aside, perhaps renamed already
     generation: int = 0
+    on_crash_point: Callable[[], None] = lambda: None  # kills the process that uses this disk
 
     def open(self) -> SimDirectory:
         self.generation += 1
@@ -42,11 +45,16 @@ class SimDisk:
                 kept = kept[:-1] + bytes([kept[-1] ^ 0x55])
             if name in self.files:
                 self.files[name] += kept
+        for name, data in self.replacing.items():
+            if self.rng.random() < 0.5:  # the rename had reached the disk, or not: never a half
+                self.files[name] = data
         self.unsynced.clear()
+        self.replacing.clear()
 
     def wipe(self) -> None:
         self.files.clear()
         self.unsynced.clear()
+        self.replacing.clear()
 
     @property
     def size(self) -> int:
@@ -57,16 +65,28 @@ class SimDirectory:
     def __init__(self, disk: SimDisk, generation: int) -> None:
         self._disk, self._generation = disk, generation
 
-    async def _sync(self) -> None:
+    async def _sync(self, done: Callable[[], None]) -> None:
+        """Wait as a sync does, then have it `done`: unless the process died before, or dies at it."""
         faults, rng = self._disk.faults, self._disk.rng
         delay = rng.uniform(*faults.sync_seconds)
         if rng.random() < faults.slow:
             delay *= 50
         await asyncio.sleep(delay)
-        if self._disk.generation != self._generation:
-            await asyncio.get_running_loop().create_future()  # the process is dead: nothing returns to it
+        await self._if_alive()
         if faults.failing or faults.full:
             raise OSError(errno.EIO if faults.failing else errno.ENOSPC, "simulated disk fault")
+        dies = rng.random() < faults.crash
+        if dies and rng.random() < 0.5:
+            self._disk.on_crash_point()
+            await self._if_alive()
+        done()
+        if dies:
+            self._disk.on_crash_point()
+            await self._if_alive()
+
+    async def _if_alive(self) -> None:
+        if self._disk.generation != self._generation:
+            await asyncio.get_running_loop().create_future()  # the process is dead: nothing returns to it
 
     def names(self) -> list[str]:
         return sorted(self._disk.files)
@@ -79,17 +99,25 @@ class SimDirectory:
         return SimFile(self, self._disk, name)
 
     async def replace(self, name: str, data: bytes) -> None:
-        await self._sync()
-        self._disk.files[name] = data
+        disk = self._disk
+
+        def renamed() -> None:
+            disk.replacing.pop(name, None)
+            disk.files[name] = data
+
+        await self._if_alive()
+        disk.replacing[name] = data
+        await self._sync(renamed)
 
     async def truncate(self, name: str, size: int) -> None:
-        await self._sync()
-        self._disk.files[name] = self._disk.files[name][:size]
+        def cut() -> None:
+            self._disk.files[name] = self._disk.files[name][:size]
+
+        await self._sync(cut)
 
     async def remove(self, names: Sequence[str]) -> None:
-        await self._sync()
-        for name in names:
-            del self._disk.files[name]
+        for name in names:  # one after the other: a crash may leave the rest
+            await self._sync(lambda name=name: self._disk.files.pop(name) and None)  # type: ignore[misc]
 
     def close(self) -> None: ...
 
@@ -99,9 +127,13 @@ class SimFile:
         self._directory, self._disk, self._name = directory, disk, name
 
     async def append(self, data: bytes) -> None:
+        await self._directory._if_alive()
         disk, name = self._disk, self._name
         disk.unsynced[name] = disk.unsynced.get(name, b"") + data
-        await self._directory._sync()
-        disk.files[name] += disk.unsynced.pop(name)
+
+        def synced() -> None:
+            disk.files[name] += disk.unsynced.pop(name)
+
+        await self._directory._sync(synced)
 
     def close(self) -> None: ...

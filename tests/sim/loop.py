@@ -2,20 +2,78 @@
 
 Where a real selector would sleep, this one adds the time-out to the clock. If no
 task could ever run again, that is a deadlock, and it says so.
+
+What runs in a `Host`'s context belongs to that simulated process: the process can be
+paused, as SIGSTOP does it, and has a clock of its own, which may run fast or slow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import heapq
+import math
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+CURRENT: contextvars.ContextVar[Host | None] = contextvars.ContextVar("host", default=None)
+
 
 class Deadlock(AssertionError):
     """Every task waits for another."""
+
+
+class Host:
+    """One run of a simulated process. `rate`: how fast its monotonic clock runs."""
+
+    def __init__(self, name: str, rate: float = 1.0) -> None:
+        self.name, self.rate = name, rate
+        self.alive = True  # a dead process sends nothing, whatever it still does
+        self.paused = False
+        self._waiting: list[asyncio.Handle] = []  # what came due while it was paused
+        self.context = contextvars.copy_context()
+        self.context.run(CURRENT.set, self)
+
+    def local(self, now: float) -> float:
+        return now * self.rate
+
+    def world(self, local: float) -> float:
+        """When the clock of the world shows it; never so early that ours does not, by rounding."""
+        now = local / self.rate
+        while self.local(now) < local:
+            now = math.nextafter(now, math.inf)
+        return now
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        """Everything that came due meanwhile happens now, in its order."""
+        self.paused = False
+        waiting, self._waiting = self._waiting, []
+        asyncio.get_running_loop()._ready.extend(waiting)  # type: ignore[attr-defined]
+
+
+class _Held:
+    """The part of a handle that knows its process."""
+
+    _context: contextvars.Context
+
+    def _run(self) -> None:
+        host = self._context.get(CURRENT)
+        if host is not None and host.paused:
+            host._waiting.append(self)  # type: ignore[arg-type]
+        else:
+            super()._run()  # type: ignore[misc]
+
+
+class _Handle(_Held, asyncio.Handle): ...
+
+
+class _TimerHandle(_Held, asyncio.TimerHandle): ...
 
 
 class _Clock(selectors.SelectSelector):
@@ -34,10 +92,44 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._virtual)
 
     def time(self) -> float:
+        """The clock of the process that asks."""
+        host = CURRENT.get()
+        now = self._virtual.now
+        return now if host is None else host.local(now)
+
+    def world_time(self) -> float:
+        """The clock of the world, which no process can see."""
         return self._virtual.now
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        host = CURRENT.get()  # whose clock `when` was read off
+        timer = _TimerHandle(when if host is None else host.world(when), callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
+
+    def _call_soon(
+        self, callback: Callable[..., object], args: Any, context: contextvars.Context | None
+    ) -> asyncio.Handle:
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
 
     def run_in_executor(self, *arguments: Any) -> Any:
         raise AssertionError("a thread would make the simulation unrepeatable")
+
+
+def world_time() -> float:
+    """Seconds since the simulation began, by the clock of the world."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop.world_time()
 
 
 def run(main: Coroutine[Any, Any, T], limit: float = 10_000.0) -> T:

@@ -2,12 +2,13 @@
 
 Addresses are plain strings. A process listens under its address while it is up;
 what arrives for one that is down is lost (a call to it fails after the delay, as
-a refused connection does).
+a refused connection does), and what arrives for one that is paused waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from random import Random
 from raft.codec import decode_mail, encode_mail
 from raft.doors import Handler, Unreachable
 from raft.messages import Envelope
+from tests.sim.loop import Host
+
+Note = Callable[[str, str, str, bytes], None]
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Weather:
 
 @dataclass
 class _Process:
+    host: Host
     handler: Handler | None
     on_post: Callable[[str, bytes], None] | None
 
@@ -37,20 +42,23 @@ class _Process:
 class SimNetwork:
     def __init__(self, rng: Random, weather: Weather | None = None) -> None:
         self._rng = rng
+        self.context = contextvars.copy_context()  # no process's: what is under way arrives, whoever is paused
         self.weather = weather or Weather()
         self.cut: set[tuple[str, str]] = set()  # (from, to) that do not get through
+        self.slow: dict[tuple[str, str], float] = {}  # (from, to) -> seconds that each message takes longer
         self.sent: Counter[str] = Counter()  # messages and bytes, by kind
         self.on_mail: Callable[[str, str, Sequence[Envelope]], None] = lambda source, target, mail: None
+        self.note: Note = lambda what, source, target, payload: None  # everything that arrives
         self._processes: dict[str, _Process] = {}
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], None] = {}
 
     def listen(
         self,
-        address: str,
+        host: Host,
         handler: Handler | None = None,
         on_post: Callable[[str, bytes], None] | None = None,
     ) -> None:
-        self._processes[address] = _Process(handler, on_post)
+        self._processes[host.name] = _Process(host, handler, on_post)
 
     def hang_up(self, address: str) -> None:
         self._processes.pop(address, None)
@@ -71,20 +79,23 @@ class SimNetwork:
 
     def heal(self) -> None:
         self.cut.clear()
+        self.slow.clear()
 
     # ---- traffic
 
-    def transmit(self, source: str, target: str, arrive: Callable[[], None]) -> None:
-        """Carry one message, if the weather lets it."""
+    def transmit(self, source: str, target: str, arrive: Callable[[], None], once: bool = False) -> None:
+        """Carry one message, if the weather lets it; perhaps twice, unless at most `once`."""
         rng, weather = self._rng, self.weather
-        copies = 1 + (rng.random() < weather.repeat)
+        copies = 1 + (not once and rng.random() < weather.repeat)
         for _ in range(copies):
             lost = rng.random() < weather.loss
-            delay = rng.uniform(*weather.delay)
+            delay = rng.uniform(*weather.delay) + self.slow.get((source, target), 0.0)
             if rng.random() < weather.long_delay:
                 delay *= rng.uniform(1, 20)
             if not lost and (source, target) not in self.cut:
-                asyncio.get_running_loop().call_later(delay, self._arrive, source, target, arrive)
+                asyncio.get_running_loop().call_later(
+                    delay, self._arrive, source, target, arrive, context=self.context
+                )
 
     def _arrive(self, source: str, target: str, arrive: Callable[[], None]) -> None:
         if (source, target) not in self.cut:  # a cut takes what is under way as well
@@ -94,7 +105,9 @@ class SimNetwork:
         def arrive() -> None:
             process = self._processes.get(target)
             if process is not None and process.on_post is not None:
-                process.on_post(method, payload)
+                self.note(method, source, target, payload)
+                loop = asyncio.get_running_loop()
+                loop.call_soon(process.on_post, method, payload, context=process.host.context)
 
         self.transmit(source, target, arrive)
 
@@ -108,12 +121,13 @@ class SimNetwork:
 
         def reply(payload: bytes) -> None:
             if not answer.done():
+                self.note(f"answer to {method}", target, source, payload)
                 answer.set_result(payload)
 
         async def serve(process: _Process) -> None:
             assert process.handler is not None
             result = await process.handler(method, payload)
-            if self._processes.get(target) is process:
+            if process.host.alive:
                 self.transmit(target, source, lambda: reply(result))
 
         def arrive() -> None:
@@ -121,11 +135,12 @@ class SimNetwork:
             if process is None or process.handler is None:
                 self.transmit(target, source, refuse)
             else:
-                task = loop.create_task(serve(process))
-                self._serving.add(task)
-                task.add_done_callback(self._serving.discard)
+                self.note(method, source, target, payload)
+                task = loop.create_task(serve(process), context=process.host.context)
+                self._serving[task] = None
+                task.add_done_callback(self._serving.pop)
 
-        self.transmit(source, target, arrive)
+        self.transmit(source, target, arrive, once=True)  # as the door has it
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -136,10 +151,12 @@ class SimNetwork:
 class SimDialer:
     """The `Dialer` door of one simulated process."""
 
-    def __init__(self, network: SimNetwork, address: str) -> None:
-        self._network, self._address = network, address
+    def __init__(self, network: SimNetwork, address: str, host: Host | None = None) -> None:
+        self._network, self._address, self._host = network, address, host
 
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
+        if self._host is not None and not self._host.alive:
+            raise Unreachable("the caller is dead")
         return await self._network.call(self._address, address, method, payload, timeout)
 
     async def close(self) -> None: ...
@@ -149,19 +166,22 @@ class SimTransport:
     """The `Transport` door of one simulated replica. Real encoding, simulated wire."""
 
     def __init__(
-        self, network: SimNetwork, cluster: str, group: int, address: str, peers: dict[int, str]
+        self, network: SimNetwork, cluster: str, group: int, host: Host, peers: dict[int, str]
     ) -> None:
         self._network, self._cluster, self._group = network, cluster, group
-        self._address, self._peers = address, peers
+        self._host, self._peers = host, peers
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
+        if not self._host.alive:
+            return
+        source = self._host.name
         for envelope in envelopes:
             mail = encode_mail(self._cluster, self._group, [envelope])
             self._network.sent["messages"] += 1
             self._network.sent["bytes"] += len(mail)
             target = self._peers[envelope.to]
-            self._network.on_mail(self._address, target, [envelope])
-            self._network.post(self._address, target, "raft", mail)
+            self._network.on_mail(source, target, [envelope])
+            self._network.post(source, target, "raft", mail)
 
     def unpack(self, payload: bytes) -> list[Envelope]:
         return decode_mail(self._cluster, self._group, payload)

@@ -19,6 +19,7 @@ from raft.ready import Options
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica, unstamp
 from raft.types import Entry, Kind, SnapshotMeta
 from tests.sim.disk import SimDisk
+from tests.sim.loop import Host
 from tests.sim.network import SimNetwork, SimTransport, Weather
 
 
@@ -80,7 +81,8 @@ class RaftWorld:
             machine = ListMachine(directory, self)
             machine.recover()
             peers = {other: f"n{other}" for other in self.ids if other != node}
-            transport = SimTransport(self.network, "c", 1, f"n{node}", peers)
+            host = Host(f"n{node}")
+            transport = SimTransport(self.network, "c", 1, host, peers)
             replica = await open_replica(
                 node,
                 Membership(frozenset(self.ids)),
@@ -97,7 +99,7 @@ class RaftWorld:
             def on_post(method: str, payload: bytes, node=node, transport=transport) -> None:
                 self.replicas[node].node.receive(transport.unpack(payload))
 
-            self.network.listen(f"n{node}", on_post=on_post)
+            self.network.listen(host, on_post=on_post)
 
     async def crash(self, nodes: Iterable[int]) -> None:
         for node in nodes:

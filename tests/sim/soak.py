@@ -2,7 +2,7 @@
 
 Each seed draws the weather, the sizes, the faults and what admins do; clients run all
 the while. Afterwards faults stop, everything must settle within a bounded virtual
-time, and the history is judged.
+time, and the history is judged. `--seed N --trace` prints what happened, line by line.
 """
 
 from __future__ import annotations
@@ -10,22 +10,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
+import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from raft.ready import Options
-from shardctrler.query import AdminRefused, ControllerUnavailable
+from shardkv.lending import Pace
 from tests.sim import loop
+from tests.sim.faults import Faults
+from tests.sim.loop import world_time
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import Settings, World
 
-STEPS = 25
+STEPS = 50
 SETTLE_SECONDS = 60.0
+LIMIT_SECONDS = 3000.0
+WALL_SECONDS = 120
+MEMORY_BYTES = 4 << 30
 
 
 @dataclass
@@ -33,147 +41,130 @@ class Outcome:
     """What one seed covered."""
 
     seed: int
-    operations: int = 0
-    unknown: int = 0
-    crashes: int = 0
-    cuts: int = 0
-    configurations: int = 0
-    terms: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     virtual_seconds: float = 0.0
+    trace_hash: str = ""
 
 
 def settings_of(rng: Random) -> Settings:
+    """Tiny sizes as well as large ones: every bound is reached in some seed."""
+    election_ticks, lease = rng.choice([(14, 0.0), (14, 0.5), (14, 0.5), (5, 0.0), (5, 0.15)])
     return Settings(
+        controllers=rng.choice([1, 3, 3, 3]),
+        replicas=rng.choice([1, 3, 3, 3, 3, 5]),
         shards=rng.choice([1, 2, 4, 8]),
         weather=Weather(
             loss=rng.choice([0, 0.02, 0.1]),
-            repeat=rng.choice([0, 0.05]),
-            long_delay=rng.choice([0, 0.1]),
+            repeat=rng.choice([0, 0.05, 0.3]),
+            long_delay=rng.choice([0, 0.1, 0.3]),
         ),
         core=Options(
-            max_append_bytes=rng.choice([200, 1 << 20]),
+            election_ticks=election_ticks,
+            heartbeat_ticks=rng.choice([1, 2]),
+            max_append_bytes=rng.choice([1, 200, 1 << 20]),
             window_messages=rng.choice([1, 4, 64]),
-            lease_seconds=rng.choice([0.0, 0.5]),
+            window_bytes=rng.choice([100, 8 << 20]),
+            max_uncommitted_bytes=rng.choice([500, 64 << 20]),
+            max_waiting_reads=rng.choice([3, 100_000]),
+            max_apply_bytes=rng.choice([1, 1 << 20]),
+            lease_seconds=lease,
         ),
-        compact_bytes=rng.choice([2000, 20_000, 1 << 20]),
-        segment_bytes=rng.choice([1000, 65_536]),
+        compact_bytes=rng.choice([500, 2000, 20_000, 1 << 20]),
+        segment_bytes=rng.choice([500, 1000, 65_536]),
+        chunk_bytes=rng.choice([100, 4096]),
+        pace=rng.choice([Pace(40, 2, 1), Pace(300, 10, 5), Pace()]),
+        drift=rng.choice([0.0, 0.05]),
     )
 
 
-async def story(seed: int, steps: int = STEPS) -> Outcome:
+async def story(seed: int, steps: int = STEPS, printing: Callable[[str], None] | None = None) -> Outcome:
     """Raises AssertionError (also NotLinearizable), or TimeoutError when something got stuck."""
     rng = Random(seed * 7919 + 1)
     world = World(seed, settings_of(rng))
-    outcome = Outcome(seed)
+    world.printing = printing
+    try:
+        return await _story(world, rng, seed, steps)
+    except (Exception, asyncio.CancelledError):
+        world.check_failures()  # what broke inside a replica is the better explanation
+        raise
+
+
+async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     await world.start_all()
     await world.join(1, 2)
-    work = Workload(seed)
+    work, faults = Workload(seed), Faults(world, rng)
     for _ in range(3):
-        work.start(world.clerk(rng.choice([2.0, 60.0])), 2)
+        clerk = world.clerk(rng.choice([2.0, 60.0]))
+        work.start(clerk, 2, world.host_of(clerk))
     for _ in range(steps):
-        await asyncio.sleep(rng.uniform(0.05, 1.2))
-        await _fault_or_change(world, rng, outcome)
-    world.network.heal()
-    world.network.weather = Weather()
-    for process in world.processes.values():
-        process.disk.faults.slow = 0.0
-    await world.start_all()
+        await asyncio.sleep(rng.uniform(0, rng.choice([0.1, 1.0])))
+        await faults.step()
+        world.check_failures()
+    await faults.stop()
     await world.settle(SETTLE_SECONDS)
     async with asyncio.timeout(SETTLE_SECONDS):
         await work.stop()
+        await work.read_all(world.clerk())
+    await world.converge(SETTLE_SECONDS)
     world.compare_replicas()
-    outcome.operations = work.judge()
-    outcome.unknown = work.unknown
-    outcome.configurations = (await world.config()).num
-    outcome.terms = sum(
-        max(p.rsm.core.term for p in world.of(gid)) for gid in {p.gid for p in world.processes.values()}
-    )
-    outcome.virtual_seconds = asyncio.get_running_loop().time()
+    world.check_leftovers()
+    outcome = Outcome(seed, faults.counts, world_time(), world.trace_hash)
+    outcome.counts["operations"] = work.judge()
+    outcome.counts["unknown outcomes"] = work.unknown
+    outcome.counts["configurations"] = (await world.config()).num
+    outcome.counts["elections"] = world.invariants.elections
+    outcome.counts["moves of a shard"] = world.invariants.moves
+    outcome.counts["deaths at a sync"] = world.deaths
     await world.close()
     return outcome
 
 
-async def _fault_or_change(world: World, rng: Random, outcome: Outcome) -> None:
-    kind = rng.random()
-    processes = list(world.processes.values())
-    if kind < 0.25:
-        outcome.crashes += 1
-        process = rng.choice(processes)
-        await world.crash(process)
-        await asyncio.sleep(rng.uniform(0, 1))
-        await world.start(process)
-    elif kind < 0.30:
-        outcome.crashes += len(processes)
-        await world.crash_all()
-        await world.start_all()
-    elif kind < 0.42:
-        outcome.cuts += 1
-        names = [process.address for process in processes] + [f"clerk-{n}:1" for n in range(3)]
-        rng.shuffle(names)
-        cut = rng.randrange(1, len(names))
-        world.network.partition(names[:cut], names[cut:])
-        await asyncio.sleep(rng.uniform(0.2, 2))
-        world.network.heal()
-    elif kind < 0.48:
-        outcome.cuts += 1
-        one, other = rng.sample(processes, 2)
-        world.network.cut.add((one.address, other.address))  # one way only, until the next healing
-    elif kind < 0.52:
-        rng.choice(processes).disk.faults.slow = 0.2
-    elif kind < 0.56:
-        gid = rng.choice([1, 2])
-        leaders = [p for p in world.of(gid) if p.server is not None and p.rsm.is_leader]
-        if leaders:
-            leaders[0].rsm.node.transfer(rng.choice(list(leaders[0].peers)))
-    else:
-        try:
-            await _change(world, rng)
-        except (AdminRefused, ControllerUnavailable):
-            pass  # it made no sense for this map, or faults kept it from being done
-
-
-async def _change(world: World, rng: Random) -> None:
-    config = await world.config()
-    shard = rng.choice(list(config.by_id.values()))
-    match rng.choice(["join", "leave", "move", "move", "split", "merge"]):
-        case "join":
-            await world.join(rng.choice([1, 2, 3, 4]), timeout=20)
-        case "leave" if len(config.groups) > 1:
-            await world.leave(rng.choice(sorted(config.groups)), timeout=20)
-        case "split":
-            await world.split(shard.id, shard.start + bytes([rng.randrange(40, 120)]), timeout=20)
-        case "merge":
-            await world.merge(shard.id, timeout=20)
-        case _ if config.groups:
-            await world.move(shard.id, rng.choice(sorted(config.groups)), timeout=20)
-
-
 def run_seed(seed: int) -> Outcome:
+    """One seed in a worker. Events without end, or memory without bound, are failures too."""
     logging.disable(logging.CRITICAL)
-    return loop.run(story(seed), limit=3000)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    signal.signal(signal.SIGALRM, _took_too_long)
+    signal.alarm(WALL_SECONDS)
+    try:
+        return loop.run(story(seed), limit=LIMIT_SECONDS)
+    finally:
+        signal.alarm(0)
+
+
+def _took_too_long(*_: object) -> None:
+    raise TimeoutError(f"{WALL_SECONDS} real seconds: events without end?")
 
 
 def soak(seeds: Iterable[int], workers: int) -> int:
     """Run the seeds side by side; the exit status."""
-    began, totals, count = time.monotonic(), Outcome(0), 0
+    began, totals, virtual, count = time.monotonic(), Counter[str](), 0.0, 0
     with ProcessPoolExecutor(workers) as pool:
         futures = {pool.submit(run_seed, seed): seed for seed in seeds}
         for future in as_completed(futures):
-            error = future.exception()
+            error, seed = future.exception(), futures[future]
             if error is not None:
                 pool.shutdown(wait=False, cancel_futures=True)
-                print(f"\nseed {futures[future]} failed: {type(error).__name__}: {str(error)[:3000]}")
-                print(f"replay it: .venv/bin/python -m tests.sim.soak --seed {futures[future]}")
+                print(f"\nseed {seed} failed: {type(error).__name__}: {str(error)[:3000]}")
+                print(f"replay it: .venv/bin/python -m tests.sim.soak --seed {seed} --trace")
                 return 1
             count += 1
-            outcome = future.result()
-            for name in vars(totals):
-                setattr(totals, name, getattr(totals, name) + getattr(outcome, name))
-            if sys.stdout.isatty() or count % 50 == 0:
-                print(f"\r{count}/{len(futures)} seeds", end="" if sys.stdout.isatty() else "\n", flush=True)
-    facts = {name: round(value) for name, value in vars(totals).items() if name != "seed"}
-    print(f"\n{count} seeds, 0 failures, {time.monotonic() - began:.0f} s: {facts}")
+            totals += future.result().counts
+            virtual += future.result().virtual_seconds
+            _show_progress(count, len(futures), time.monotonic() - began)
+    print(f"\n{count} seeds, 0 failures, {time.monotonic() - began:.0f} s, {virtual:.0f} virtual seconds")
+    for name, number in totals.most_common():
+        print(f"{number:>10,}  {name}")
     return 0
+
+
+def _show_progress(count: int, total: int, seconds: float) -> None:
+    left = seconds / count * (total - count)
+    bar = "#" * (40 * count // total)
+    line = f"[{bar:<40}] {count}/{total} seeds, {left:.0f} s left "
+    if sys.stdout.isatty():
+        print(f"\r{line}", end="", flush=True)
+    elif count % max(1, total // 20) == 0:
+        print(line, flush=True)
 
 
 def main() -> None:
@@ -181,10 +172,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="run this one only")
+    parser.add_argument("--trace", action="store_true", help="print every message, fault and change of state")
     options = parser.parse_args()
     if options.seed is not None:
-        print(loop.run(story(options.seed), limit=3000))
+        logging.disable(logging.CRITICAL)
+        printing = print if options.trace else None
+        print(loop.run(story(options.seed, printing=printing), limit=LIMIT_SECONDS))
         return
     sys.exit(soak(range(options.first, options.first + options.seeds), options.workers))
 

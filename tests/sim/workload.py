@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from random import Random
 
 from client import AsyncShardClerk
 from client.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
 from tests.check.linearizability import Operation, check
+from tests.sim.loop import Host, world_time
 
 
 class Workload:
@@ -22,15 +24,25 @@ class Workload:
         self._stop = False
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, clerk: AsyncShardClerk, callers: int = 1) -> None:
+    def start(self, clerk: AsyncShardClerk, callers: int = 1, host: Host | None = None) -> None:
+        """Begin to call; on `host`, which has a clock of its own and may be paused, if it is given."""
         for _ in range(callers):
             number = len(self._tasks)
-            self._tasks.append(asyncio.get_running_loop().create_task(self._call(clerk, number)))
+            context = contextvars.copy_context() if host is None else host.context
+            task = asyncio.get_running_loop().create_task(self._call(clerk, number), context=context)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
         """Let every caller finish what it is at. An error of any of them is raised."""
         self._stop = True
         await asyncio.gather(*self._tasks)
+
+    async def read_all(self, clerk: AsyncShardClerk) -> None:
+        """A last look at every key, so that nothing is lost unseen."""
+        for key in self.keys:
+            called = world_time()
+            self._note("get", key, None, await clerk.get(key), called)
+        await self._scan(clerk)
 
     def judge(self) -> int:
         """Raises NotLinearizable. Returns how many operations were judged."""
@@ -41,13 +53,13 @@ class Workload:
         while not self._stop:
             turn += 1
             await self._one(clerk, b"%d.%d;" % (number, turn))
-            await asyncio.sleep(self.rng.uniform(0, 0.02))
+            await asyncio.sleep(self.rng.uniform(0, 0.04))
 
     async def _one(self, clerk: AsyncShardClerk, token: bytes) -> None:
-        loop, rng = asyncio.get_running_loop(), self.rng
+        rng = self.rng
         key = rng.choice(self.keys)
         kind = rng.choices(["get", "append", "put", "cas", "delete", "scan"], [5, 6, 1, 2, 0.5, 0.5])[0]
-        called = loop.time()
+        called = world_time()
         argument: object = None
         try:
             match kind:
@@ -65,7 +77,7 @@ class Workload:
                 case "cas":
                     expected = await clerk.get(key)
                     self._note("get", key, None, expected, called)
-                    called = loop.time()
+                    called = world_time()
                     argument = (expected, token)
                     result = await clerk.cas(key, expected, token)
                 case _:
@@ -81,7 +93,7 @@ class Workload:
 
     async def _scan(self, clerk: AsyncShardClerk) -> None:
         """Each key's value in a scan is a read of it somewhere in the scan's time."""
-        called = asyncio.get_running_loop().time()
+        called = world_time()
         found = {}
         last = b""
         try:
@@ -95,5 +107,5 @@ class Workload:
             self._note("get", key, None, found.get(key), called)
 
     def _note(self, kind: str, key: bytes, argument: object, result: object, called: float) -> None:
-        now = asyncio.get_running_loop().time()
+        now = world_time()
         self.history.append(Operation(kind, key, argument, result, called, now))

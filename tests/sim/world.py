@@ -2,40 +2,47 @@
 
 Controllers, groups and clerks are the classes that run in production, wired as
 `shardkv/process.py` wires them; disk and network are numbers, and everything is
-drawn from one seed. State Machine Safety and the ownership invariants are checked
-as entries are applied.
+drawn from one seed. `tests/sim/invariants.py` looks inside at every step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
 from client import AsyncShardClerk
+from raft import raft_pb2
+from raft.codec import decode_mail
 from raft.node import NodeOptions
 from raft.quorum import Membership
 from raft.ready import Options
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
 from raft.snapshot import StreamOptions
-from raft.types import Entry
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.machine import ControllerMachine
 from shardctrler.query import ControllerClient
 from shardctrler.server import ControllerServer
 from shardctrler.shard_map import Config
+from shardkv import layout
 from shardkv.cli.overview import Overview, look
 from shardkv.engine import MemoryEngine
 from shardkv.frames import Limits
+from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
 from shardkv.server import GroupServer
 from tests.sim import loop
 from tests.sim.disk import SimDisk
+from tests.sim.invariants import Invariants
+from tests.sim.loop import Host, world_time
 from tests.sim.network import SimDialer, SimNetwork, SimTransport, Weather
 
 CONTROLLER = 0
+CLUSTER = "sim"
 START_MS = 1_700_000_000_000
+RESTART_SECONDS = (0.05, 1.5)  # until a supervisor starts a process again that died by itself
 
 
 @dataclass
@@ -48,7 +55,9 @@ class Process:
     peers: dict[int, str]
     disk: SimDisk
     server: ControllerServer | GroupServer | None = None
-    skew_ms: int = 0
+    host: Host | None = None  # this run of it
+    skew_ms: int = 0  # how wrong its wall clock is
+    rate: float = 1.0  # how fast its clocks run
 
     @property
     def rsm(self) -> ReplicatedMachine:
@@ -65,6 +74,9 @@ class Settings:
     core: Options = field(default_factory=Options)
     compact_bytes: int = 1 << 20
     segment_bytes: int = 1 << 16
+    chunk_bytes: int = 4096  # of a snapshot
+    pace: Pace = field(default_factory=Pace)  # of a move
+    drift: float = 0.0  # clocks run up to this much fast or slow
 
 
 class World:
@@ -72,11 +84,18 @@ class World:
         self.settings = settings or Settings()
         self.rng = Random(seed)
         self.network = SimNetwork(self.rng, self.settings.weather)
+        self.network.note = self._arrived
         self.processes: dict[str, Process] = {}
         self.clerks: list[AsyncShardClerk] = []
-        self._applied: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self.clerk_hosts: dict[str, Host] = {}
+        self.invariants = Invariants()
+        self.printing: Callable[[str], None] | None = None  # told what happens, as readable lines
+        self.deaths = 0  # processes that died by themselves: of their disks, or at a crash point
+        self._background: dict[asyncio.Task[None], None] = {}
+        self._failures: list[BaseException] = []
+        self._digest = hashlib.blake2b(digest_size=16)
         self.replica_options = ReplicaOptions(
-            NodeOptions(core=self.settings.core, snapshots=StreamOptions(chunk_bytes=4096)),
+            NodeOptions(core=self.settings.core, snapshots=StreamOptions(self.settings.chunk_bytes)),
             compact_bytes=self.settings.compact_bytes,
             segment_bytes=self.settings.segment_bytes,
         )
@@ -88,6 +107,7 @@ class World:
     def _add(self, gid: int, replica: int, peers: dict[int, str]) -> Process:
         process = Process(gid, replica, peers[replica], peers, SimDisk(self.rng))
         process.skew_ms = self.rng.randrange(-2000, 2000)
+        process.rate = 1.0 + self.settings.drift * self.rng.uniform(-1, 1)
         self.processes[process.address] = process
         return process
 
@@ -97,6 +117,33 @@ class World:
 
     def of(self, gid: int) -> list[Process]:
         return [process for process in self.processes.values() if process.gid == gid]
+
+    # ---- the trace
+
+    def note(self, what: str) -> None:
+        """Something happened: it is part of the trace, by which two runs are compared."""
+        self._digest.update(f"{world_time():.9f} {what}".encode())
+        if self.printing is not None:
+            self.printing(f"{world_time():10.4f}  {what}")
+
+    def _arrived(self, method: str, source: str, target: str, payload: bytes) -> None:
+        self._digest.update(f"{world_time():.9f} {method} {source} {target}".encode())
+        self._digest.update(payload)
+        if self.printing is not None:
+            self.printing(f"{world_time():10.4f}  {source} → {target}  {describe(method, payload)}")
+
+    @property
+    def trace_hash(self) -> str:
+        """The same for two runs in which the same things happened at the same times."""
+        return self._digest.hexdigest()
+
+    def check_failures(self) -> None:
+        """Raise what went wrong beside the story: an invariant broken inside a replica."""
+        if self._failures:
+            raise self._failures[0]
+        for process in self.processes.values():
+            if process.server is not None:
+                self.invariants.check_bounds(process.rsm)
 
     # ---- life and death
 
@@ -108,19 +155,38 @@ class World:
         return list(peers.values())
 
     async def start(self, process: Process) -> None:
-        if process.server is not None:
+        """Start it and wait until it serves, or has died again. Nothing, if it runs already."""
+        while process.host is not None and process.server is None:
+            await asyncio.sleep(0.01)  # it is being started already
+        if process.host is not None:
             return
-        directory = process.disk.open()
-        transport = SimTransport(
-            self.network,
-            "sim",
-            process.gid,
-            process.address,
-            {n: a for n, a in process.peers.items() if n != process.replica},
+        host = process.host = Host(process.address, process.rate)
+        process.disk.on_crash_point = lambda: self._die(process, host, "crash point")
+        task = asyncio.get_running_loop().create_task(self._open(process, host), context=host.context)
+        while not task.done() and host.alive:
+            await asyncio.wait([task], timeout=0.01)
+        if not host.alive:
+            task.cancel()
+            return
+        try:
+            server = task.result()
+        except OSError:  # its disk is not well yet
+            self._die(process, host, "disk fault at the start")
+            return
+        process.server = server
+        node = server.replica.node
+        self.network.listen(
+            host, server.handle, lambda _, mail: node.receive(decode_mail(CLUSTER, process.gid, mail))
         )
+        self.note(f"{process.address} starts")
+
+    async def _open(self, process: Process, host: Host) -> ControllerServer | GroupServer:
+        directory = process.disk.open()
+        peers = {n: address for n, address in process.peers.items() if n != process.replica}
+        transport = SimTransport(self.network, CLUSTER, process.gid, host, peers)
 
         def clock_ms() -> int:
-            return START_MS + process.skew_ms + int(asyncio.get_running_loop().time() * 1000)
+            return START_MS + process.skew_ms + int(world_time() * 1000)
 
         machine: ControllerMachine | ShardMachine
         if process.gid == CONTROLLER:
@@ -128,7 +194,7 @@ class World:
             machine.recover()
         else:
             machine = ShardMachine(process.gid, MemoryEngine(directory))
-        self._watch(process, machine)
+        self.invariants.watch(process.gid, machine)
         rng = Random(self.rng.random())
         replica = await open_replica(
             process.replica,
@@ -140,42 +206,69 @@ class World:
             clock_ms,
             self.replica_options,
         )
+        replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica))
+        replica.node.on_fault = lambda error: self._faulted(process, host, error)
         if process.gid == CONTROLLER:
-            process.server = ControllerServer(replica, process.peers, "sim", self.settings.shards, clock_ms)
+            return ControllerServer(replica, process.peers, CLUSTER, self.settings.shards, clock_ms)
+        dialer = SimDialer(self.network, process.address, host)
+        client = ControllerClient(self.controllers, dialer, rng)
+        pace = self.settings.pace
+        return GroupServer(replica, process.peers, client, dialer, rng, Limits(), clock_ms, pace)
+
+    def _faulted(self, process: Process, host: Host, error: BaseException) -> None:
+        """A replica stopped by itself: of its disk, as it must, or of a bug."""
+        if isinstance(error, OSError):
+            self._die(process, host, f"disk fault: {error}")
         else:
-            dialer = SimDialer(self.network, process.address)
-            client = ControllerClient(self.controllers, dialer, rng)
-            process.server = GroupServer(replica, process.peers, client, dialer, rng, Limits(), clock_ms)
-        self.network.listen(
-            process.address,
-            process.server.handle,
-            lambda method, payload: replica.node.receive(transport.unpack(payload)),
-        )
+            self._failures.append(error)
 
-    def _watch(self, process: Process, machine: ControllerMachine | ShardMachine) -> None:
-        """State Machine Safety: all replicas of a group apply the same entries, each once and in order."""
-        apply = machine.apply
-
-        def watched(entries: Sequence[Entry]) -> list[bytes]:
-            for entry in entries:
-                told = (entry.term, entry.data)
-                first = self._applied.setdefault((process.gid, entry.index), told)
-                assert first == told, f"group {process.gid} applied two entries at {entry.index}"
-            assert entries[0].index == machine.applied.index + 1, "a gap or a repetition"
-            replies = apply(entries)
-            if isinstance(machine, ShardMachine):
-                machine.check()
-            return replies
-
-        machine.apply = watched  # type: ignore[method-assign]
-
-    async def crash(self, process: Process) -> None:
-        if process.server is None:
+    def kill(self, process: Process) -> None:
+        """SIGKILL and loss of power: at once, wherever it was."""
+        host, server = process.host, process.server
+        if host is None:
             return
+        self.note(f"{process.address} dies")
+        host.alive = False
+        process.host = process.server = None
         self.network.hang_up(process.address)
         process.disk.crash()
-        server, process.server = process.server, None
-        await server.stop()
+        if host.paused:
+            host.resume()  # nothing that it does has an effect any more
+        if server is not None:
+            self._spawn(server.stop())
+
+    def _die(self, process: Process, host: Host, why: str) -> None:
+        """It died by itself; a supervisor will start it again, as often as it takes."""
+        if process.host is not host:
+            return
+        self.note(f"{process.address}: {why}")
+        self.deaths += 1
+        self.kill(process)
+        self._spawn(self._supervise(process))
+
+    async def _supervise(self, process: Process) -> None:
+        await asyncio.sleep(self.rng.uniform(*RESTART_SECONDS))
+        await self.start(process)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except BaseException as error:
+                if not isinstance(error, asyncio.CancelledError):
+                    self._failures.append(error)
+
+        # A context of its own: the process that is the reason for it may be dying.
+        task = asyncio.get_running_loop().create_task(run(), context=self.network.context)
+        self._background[task] = None
+        task.add_done_callback(lambda task: self._background.pop(task, None))
+
+    def start_soon(self, process: Process) -> None:
+        self._spawn(self.start(process))
+
+    async def crash(self, process: Process) -> None:
+        self.kill(process)
+        await asyncio.sleep(0)
 
     async def restart(self, process: Process) -> None:
         await self.crash(process)
@@ -192,9 +285,11 @@ class World:
     async def close(self) -> None:
         for clerk in self.clerks:
             await clerk.close()
-        for process in self.processes.values():
-            assert process.server is None or process.rsm.node.fault is None
+        self.check_failures()
         await self.crash_all()
+        while self._background:
+            await asyncio.sleep(0.01)
+        self.check_failures()
 
     # ---- using it
 
@@ -207,7 +302,12 @@ class World:
             rng=Random(self.rng.random()),
         )
         self.clerks.append(clerk)
+        self.clerk_hosts[name] = Host(name, 1.0 + self.settings.drift * self.rng.uniform(-1, 1))
         return clerk
+
+    def host_of(self, clerk: AsyncShardClerk) -> Host:
+        """Where callers of this clerk run, if it is to have a clock of its own and may be paused."""
+        return list(self.clerk_hosts.values())[self.clerks.index(clerk)]
 
     async def join(self, *gids: int, timeout: float = 60.0) -> int:
         request = pb.AdminRequest(join=pb.Join())
@@ -262,6 +362,33 @@ class World:
                     return max(leaders, key=lambda process: process.rsm.core.term)
                 await asyncio.sleep(0.01)
 
+    async def converge(self, timeout: float) -> None:
+        """Wait until every replica of every group has applied all that its leader has."""
+        async with asyncio.timeout(timeout):
+            for gid in {process.gid for process in self.processes.values()}:
+                while True:
+                    leader = await self.leader(gid)
+                    applied = {p.rsm.machine.applied.index for p in self.of(gid) if p.server is not None}
+                    if applied == {leader.rsm.core.log.last_index} and all(p.server for p in self.of(gid)):
+                        break
+                    await asyncio.sleep(0.05)
+
+    def check_leftovers(self) -> None:
+        """Disks hold what is served and little else: no key of a shard that went, no endless log."""
+        for process in self.processes.values():
+            settings, server = self.settings, process.server
+            log = sum(len(data) for name, data in process.disk.files.items() if name.startswith("wal-"))
+            # 24 bytes or so around each entry, which may be as short as that.
+            bound = 2 * 8 * settings.compact_bytes + 4 * settings.segment_bytes + 20_000
+            assert log <= bound, f"{process.address} has {log} bytes of log"
+            if isinstance(server, GroupServer):
+                rows = [row for row in server.machine.ownership.rows.values() if row.serves]
+                for key, _ in server.machine.engine.scan(b"", b"\xff"):
+                    kept = key[:1] == b"m" or any(
+                        layout.belongs(key, row.shard, row.start, row.end) for row in rows
+                    )
+                    assert kept, f"{process.address} still holds {key!r}"
+
     def compare_replicas(self) -> int:
         """Replicas that have applied the same entries hold the same bytes. Returns how many were compared."""
         states: dict[tuple[int, int], bytes] = {}
@@ -309,3 +436,15 @@ def in_world(
         return test
 
     return decorate
+
+
+def describe(method: str, payload: bytes) -> str:
+    """A message as a person reads it."""
+    if method != "raft":
+        return f"{method}, {len(payload)} bytes"
+    lines = []
+    for envelope in raft_pb2.Mail.FromString(payload).envelopes:
+        kind = envelope.WhichOneof("message")
+        fields = " ".join(f"{f.name}={v}" for f, v in getattr(envelope, kind).ListFields() if f.name != "data")
+        lines.append(f"term {envelope.term} {kind} {fields}"[:300].replace("\n", " "))
+    return "; ".join(lines)
