@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from raft import messages as m
 from raft import raft_pb2 as pb
+from raft.quorum import Membership
 from raft.types import Entry, Kind
 
 PROTOCOL_VERSION = 1
@@ -22,15 +23,16 @@ class MalformedMail(Exception):
     """Bytes that are no mail for this replica: damaged, of another version, cluster or group."""
 
 
-def encode_mail(cluster: str, group: int, envelopes: Iterable[m.Envelope]) -> bytes:
-    mail = pb.Mail(version=PROTOCOL_VERSION, cluster=cluster, group=group)
+def encode_mail(cluster: str, group: int, address: str, envelopes: Iterable[m.Envelope]) -> bytes:
+    """`address`: where the sender listens, for a receiver that does not know it yet."""
+    mail = pb.Mail(version=PROTOCOL_VERSION, cluster=cluster, group=group, address=address)
     for envelope in envelopes:
         _fill(mail.envelopes.add(), envelope)
     return mail.SerializeToString()
 
 
-def decode_mail(cluster: str, group: int, data: bytes) -> list[m.Envelope]:
-    """The envelopes in `data`. Raises MalformedMail."""
+def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Envelope]]:
+    """The sender's address and the envelopes in `data`. Raises MalformedMail."""
     try:
         mail = pb.Mail.FromString(data)
     except DecodeError as error:
@@ -41,7 +43,7 @@ def decode_mail(cluster: str, group: int, data: bytes) -> list[m.Envelope]:
         raise MalformedMail(
             f"mail for cluster {mail.cluster!r} group {mail.group}, this is {cluster!r} group {group}"
         )
-    return [_envelope(envelope) for envelope in mail.envelopes]
+    return mail.address, [_envelope(envelope) for envelope in mail.envelopes]
 
 
 def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
@@ -158,4 +160,9 @@ def _entries(append: pb.AppendEntries) -> tuple[Entry, ...]:
     for offset, entry in enumerate(entries):
         if entry.index != append.prev_log_index + 1 + offset:
             raise MalformedMail("entries that do not follow one another")
+        if entry.kind is Kind.MEMBERSHIP:
+            try:
+                Membership.decode(entry.data)
+            except (ValueError, AssertionError) as error:
+                raise MalformedMail(f"entry {entry.index}: {error}") from None
     return entries

@@ -10,11 +10,6 @@ Rules for the driver:
   - a `Write` goes to disk in the order given; only then may its `promises`
     leave, and `written` be called,
   - `committed` entries are applied in order.
-
-Limits, admitted: the membership is fixed when the replica starts (joint
-consensus has its place in `quorum.py`); a follower asks only its leader for
-entries; there is no log-entry checksum here, since the WAL and the wire have
-theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +19,7 @@ from typing import assert_never
 
 from raft.errors import Busy, NotLeader, Transferring
 from raft.log import Log
+from raft.membership import Memberships
 from raft.messages import (
     AppendEntries,
     AppendReply,
@@ -39,8 +35,9 @@ from raft.messages import (
 )
 from raft.progress import Mode, Progress
 from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
-from raft.reads import Ticket
+from raft.reads import Ticket, lease_start
 from raft.ready import Options, Ready, Write
+from raft.replication import back_up, entries_for, heartbeat_for
 from raft.roles import Candidate, Follower, Leader, Role
 from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
 
@@ -51,7 +48,7 @@ class Raft:
     def __init__(
         self,
         id: NodeId,
-        membership: Membership,
+        memberships: Memberships,
         log: Log,
         hard_state: HardState,
         applied_index: Index,
@@ -60,8 +57,7 @@ class Raft:
     ) -> None:
         assert log.base_index <= applied_index <= log.last_index
         self.id = id
-        self.membership = membership
-        self._others = [node for node in membership.everyone() if node != id]
+        self.memberships = memberships
         self.log = log
         self.options = options
         self.term: Term = hard_state.term
@@ -102,6 +98,11 @@ class Raft:
     def is_leader(self) -> bool:
         return isinstance(self.role, Leader)
 
+    @property
+    def membership(self) -> Membership:
+        """The newest in the log, committed or not (thesis §4.1)."""
+        return self.memberships.current
+
     # ---- facts
 
     def tick(self, now: float) -> None:
@@ -113,14 +114,14 @@ class Raft:
             case Leader() as leader:
                 self._tick_leader(leader)
             case Follower() as follower:
-                self._retry_follower_read(follower)
-                if self._elapsed >= self._timeout:
-                    self._campaign(pre=True)
+                if follower.reads.is_late(self.options.heartbeat_ticks) and follower.leader != NOBODY:
+                    self._send(follower.leader, ReadIndex(follower.reads.seq))
             case Candidate():
-                if self._elapsed >= self._timeout:
-                    self._campaign(pre=True)
+                pass
             case _ as never:
                 assert_never(never)
+        if not self.is_leader and self._elapsed >= self._timeout:
+            self._campaign(pre=True)
 
     def propose(self, data: bytes) -> tuple[Index, Term]:
         """Append a command to the leader's log; it is applied everywhere once it is committed.
@@ -138,6 +139,30 @@ class Raft:
                 return self._append(leader, Kind.COMMAND, data), self.term
             case _:
                 raise NotLeader(self.leader)
+
+    def change_membership(self, target: Membership) -> tuple[Index, Term]:
+        """Begin a change to `target`; where voters change, through a joint membership (thesis §4.3).
+
+        The joint one is left by itself once it is committed. Raises NotLeader; Busy while
+        another change is under way, or before this leader knows what is committed;
+        ValueError for a voter that was no learner, or for a group without voters.
+        """
+        if not isinstance(self.role, Leader):
+            raise NotLeader(self.leader)
+        current = self.membership
+        if current.is_joint or self.memberships.index > self.commit_index:
+            raise Busy("another membership change is under way")
+        if self.commit_index < self.role.term_start:
+            raise Busy("the leader has yet to commit an entry of its own")
+        if target.is_joint or not target.voters:
+            raise ValueError("a change leads to a plain membership with voters")
+        strangers = target.voters - current.voters - current.learners
+        if strangers:
+            raise ValueError(f"replicas {sorted(strangers)} would vote without having been learners")
+        if target.voters != current.voters:
+            addresses = {**current.addresses, **target.addresses}
+            target = Membership(target.voters, current.voters, target.learners - current.voters, addresses)
+        return self._append(self.role, Kind.MEMBERSHIP, target.encode()), self.term
 
     def read(self, number: int, now: float) -> None:
         """Ask for the index that must be applied before read `number` may be answered.
@@ -176,20 +201,22 @@ class Raft:
         """The state machine is durable up to `to`: the log below may go."""
         assert to <= self.handed_index
         self.log.compact(to)
+        self.memberships.compact(to)
 
-    def restore(self, index: Index, term: Term) -> bool:
+    def restore(self, index: Index, term: Term, membership: Membership) -> bool:
         """The state machine now is a snapshot whose last entry is (`index`, `term`).
 
-        Returns whether the log was reset, and so must be on disk as well. A log
-        that holds the entry keeps its suffix (§7); a stale snapshot is the
-        driver's error, asked before by `wants_snapshot`.
+        Returns whether the log was reset, and so must be on disk as well. A log that
+        holds the entry keeps its suffix (§7). Ask `wants_snapshot` before.
         """
         assert self.wants_snapshot(index)
         self.handed_index = index
         self.commit_index = index
         if self.log.term_at(index) == term:
+            self.memberships.restore(index, membership)
             return False
         self.log.reset(index, term)
+        self.memberships = Memberships(index, membership)
         return True
 
     def wants_snapshot(self, index: Index) -> bool:
@@ -213,7 +240,8 @@ class Raft:
 
     def step(self, envelope: Envelope) -> None:
         """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message."""
-        if envelope.to == self.id and envelope.sender in self._others:
+        # Also from replicas that are not in our membership: it may be ours that is old (thesis §4.1).
+        if envelope.to == self.id and envelope.sender != self.id:
             self._deliver(envelope)
 
     def _deliver(self, envelope: Envelope) -> None:
@@ -237,7 +265,7 @@ class Raft:
                 self._hear_leader(sender)
                 self._snapshot_mail.append(envelope)
             case InstallSnapshotReply():
-                if isinstance(self.role, Leader):
+                if isinstance(self.role, Leader) and sender in self.role.progress:
                     self.role.progress[sender].recently_active = True
                     self._snapshot_mail.append(envelope)
             case ReadIndex(seq=seq):
@@ -313,6 +341,26 @@ class Raft:
             return True
         return self.leader != NOBODY and self._elapsed < self.options.election_ticks
 
+    # ---- membership (thesis §4)
+
+    def _others(self) -> list[NodeId]:
+        return [node for node in self.membership.everyone() if node != self.id]
+
+    def _membership_changed(self) -> None:
+        """Who is new is sent to from here on; who is gone no longer is."""
+        if isinstance(self.role, Leader):
+            known = self.role.progress
+            self.role.progress = {n: known.get(n) or Progress(self.log.last_index + 1) for n in self._others()}
+
+    def _follow_change(self, leader: Leader) -> None:
+        """A committed joint membership is left; a leader that is no member any more steps down."""
+        if self.memberships.index > self.commit_index:
+            return
+        if self.membership.is_joint:
+            self._append(leader, Kind.MEMBERSHIP, self.membership.left().encode())
+        elif not self.membership.is_voter(self.id):
+            self._become_follower(self.term)
+
     # ---- elections (§5.2)
 
     def _draw_timeout(self) -> int:
@@ -346,7 +394,7 @@ class Raft:
         if not isinstance(self.role, Candidate) or self.role.pre != pre:
             return  # a group of one: the pre-vote was won on the spot
         request = RequestVote(pre, self.log.last_index, self.log.last_term, transfer)
-        for node in self._others:
+        for node in self._others():
             if self.membership.is_voter(node):
                 self._messages.append(Envelope(self.id, node, asked, request))
 
@@ -382,7 +430,7 @@ class Raft:
 
     def _become_leader(self) -> None:
         leader = Leader(
-            progress={node: Progress(next_index=self.log.last_index + 1) for node in self._others},
+            progress={node: Progress(next_index=self.log.last_index + 1) for node in self._others()},
             term_start=self.log.last_index + 1,
         )
         self.role = leader
@@ -423,6 +471,8 @@ class Raft:
         entry = Entry(self.log.last_index + 1, self.term, kind, data)
         self.log.append([entry])
         leader.uncommitted_bytes += len(data)
+        if self.memberships.extend([entry]):
+            self._membership_changed()
         return entry.index
 
     def _replicate(self, leader: Leader) -> None:
@@ -445,30 +495,16 @@ class Raft:
 
     def _send_entries(self, leader: Leader, node: NodeId, peer: Progress) -> bool:
         """Pipeline entries to one follower. True if any message left."""
-        options, sent = self.options, False
-        while peer.next_index <= self.log.last_index and peer.may_send(
-            options.window_messages, options.window_bytes
-        ):
-            prev_index = peer.next_index - 1
-            prev_term = self.log.term_at(prev_index)
-            if prev_term is None:
-                peer.become_snapshot(self.log.base_index)
-                self._snapshots_wanted.append(node)
-                break
-            entries = self.log.slice(peer.next_index, self.log.last_index + 1, options.max_append_bytes)
-            message = AppendEntries(prev_index, prev_term, entries, self.commit_index, leader.reads.seq)
+        sent, was = False, peer.mode
+        for message in entries_for(peer, self.log, self.options, self.commit_index, leader.reads.seq):
             self._send(node, message)
-            peer.sent(entries[-1].index, sum(len(entry.data) for entry in entries))
             sent = True
+        if peer.mode is Mode.SNAPSHOT and was is not Mode.SNAPSHOT:
+            self._snapshots_wanted.append(node)
         return sent
 
     def _send_heartbeat(self, leader: Leader, node: NodeId, peer: Progress) -> None:
-        """An empty append. It also finds out whether the entries before it arrived."""
-        prev_index = peer.next_index - 1
-        prev_term = self.log.term_at(prev_index)
-        if peer.mode is Mode.SNAPSHOT or prev_term is None:
-            prev_index, prev_term = 0, 0  # matches everywhere: nothing is asked of the log
-        self._send(node, AppendEntries(prev_index, prev_term, (), self.commit_index, leader.reads.seq))
+        self._send(node, heartbeat_for(peer, self.log, self.commit_index, leader.reads.seq))
 
     def _hear_leader(self, sender: NodeId) -> None:
         """Word from the leader of our term: follow it, and start the clock anew."""
@@ -496,7 +532,9 @@ class Raft:
                 if entry.index <= self.log.last_index:
                     assert entry.index > self.commit_index, "a committed entry conflicts with the leader's"
                     self.log.truncate(entry.index)
+                    self.memberships.truncate(entry.index)
                 self.log.append(entries[position:])
+                self.memberships.extend(entries[position:])
                 break
         match_index = prev_index + len(entries)
         self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
@@ -511,6 +549,8 @@ class Raft:
         if not isinstance(self.role, Leader):
             return
         leader = self.role
+        if sender not in leader.progress:
+            return  # removed since
         peer = leader.progress[sender]
         peer.recently_active = True
         if message.read_seq > peer.read_seq:
@@ -520,7 +560,7 @@ class Raft:
         if message.success:
             self._on_match(leader, sender, peer, message.match_index)
         elif message.rejected_index > 0:
-            self._on_conflict(peer, message)
+            back_up(peer, self.log, message)
 
     def _on_match(self, leader: Leader, sender: NodeId, peer: Progress, match_index: Index) -> None:
         news = peer.matched(match_index)
@@ -530,23 +570,6 @@ class Raft:
             self._advance_commit()
         if leader.transfer_to == sender:
             self._maybe_time_out_now(leader, sender)
-
-    def _on_conflict(self, peer: Progress, message: AppendReply) -> None:
-        """Back up, a term at a time, unless the rejection is old (§5.3)."""
-        rejected = message.rejected_index
-        if peer.mode is Mode.SNAPSHOT or rejected <= peer.match_index:
-            return
-        if peer.mode is Mode.PROBE and rejected != peer.next_index - 1:
-            return
-        if peer.mode is Mode.REPLICATE and rejected >= peer.next_index:
-            return
-        following = message.conflict_index
-        if message.conflict_term:
-            ours = self.log.last_index_of_term(message.conflict_term, rejected)
-            if ours is not None:
-                following = ours + 1
-        peer.become_probe()
-        peer.next_index = max(peer.match_index + 1, min(following, rejected))
 
     def _advance_commit(self) -> None:
         """Commit what a quorum stores, if it is of our own term.
@@ -565,12 +588,13 @@ class Raft:
                 if entry.index >= leader.term_start:
                     leader.uncommitted_bytes -= len(entry.data)
             self.commit_index = index
+            self._follow_change(leader)
         assert self.commit_index <= self.log.last_index
 
     # ---- leadership transfer (thesis §3.10)
 
     def _maybe_time_out_now(self, leader: Leader, to: NodeId) -> None:
-        if leader.progress[to].match_index == self.log.last_index:
+        if to in leader.progress and leader.progress[to].match_index == self.log.last_index:
             self._send(to, TimeoutNow())
 
     # ---- reads (thesis §6.4)
@@ -590,42 +614,23 @@ class Raft:
             self._ask_read_index(self.role)
 
     def _ask_read_index(self, follower: Follower) -> None:
-        """What waited becomes the next request to the leader."""
-        reads = follower.reads
-        reads.out, reads.waiting = reads.waiting, []
-        reads.seq = self._rng.getrandbits(62)  # no answer to an earlier request can be taken for it
-        reads.asked_ticks_ago = 0
-        self._send(follower.leader, ReadIndex(reads.seq))
-
-    def _retry_follower_read(self, follower: Follower) -> None:
-        reads = follower.reads
-        reads.asked_ticks_ago += 1
-        if reads.out and follower.leader != NOBODY and reads.asked_ticks_ago >= self.options.heartbeat_ticks:
-            reads.asked_ticks_ago = 0
-            self._send(follower.leader, ReadIndex(reads.seq))
+        # A random number: no answer to an earlier request can be taken for this one's.
+        follower.reads.ask(self._rng.getrandbits(62))
+        self._send(follower.leader, ReadIndex(follower.reads.seq))
 
     def _on_read_index_reply(self, sender: NodeId, message: ReadIndexReply) -> None:
         if not isinstance(self.role, Follower) or self.role.leader != sender:
             return
-        reads = self.role.reads
-        if not reads.out or message.seq != reads.seq:
-            return
-        released, reads.out = reads.out, []
-        self._release(released, message.index)
-        if reads.waiting:
+        self._release(self.role.reads.answered(message.seq), message.index)
+        if self.role.reads.waiting and not self.role.reads.out:
             self._ask_read_index(self.role)
 
     def _lease_holds(self, leader: Leader) -> bool:
-        """Whether no other leader can exist yet, judged by when a quorum's last round was *sent*.
-
-        A pause of this process only makes `now` later, so it can only end a lease.
-        """
-        if self.options.lease_seconds <= 0 or leader.lease_forfeited:
+        lease = self.options.lease_seconds
+        if lease <= 0 or leader.lease_forfeited:
             return False
-        # In µs, for quorum_index ranks integers.
-        times = {node: int(peer.confirmed_at * 1e6) for node, peer in leader.progress.items()}
-        sent = quorum_index(self.membership, times | {self.id: int(self._now * 1e6)}) / 1e6
-        return self._now < sent + self.options.lease_seconds
+        confirmed = {node: peer.confirmed_at for node, peer in leader.progress.items()}
+        return self._now < lease_start(self.membership, confirmed | {self.id: self._now}) + lease
 
     def _confirm_reads(self, leader: Leader) -> None:
         reads = leader.reads
@@ -639,7 +644,7 @@ class Raft:
                 self._released.append((ticket.number, index))
             else:
                 self._send(ticket.asker, ReadIndexReply(ticket.number, index))
-                if isinstance(self.role, Leader):
+                if isinstance(self.role, Leader) and ticket.asker in self.role.progress:
                     # The follower must apply up to `index`, and may not know yet that it is committed.
                     self._send_heartbeat(self.role, ticket.asker, self.role.progress[ticket.asker])
 

@@ -7,10 +7,11 @@ the simulator puts numbers there, and runs everything else unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from raft.messages import Envelope
+from raft.types import NodeId
 
 
 class File(Protocol):
@@ -46,6 +47,9 @@ class Transport(Protocol):
     """Carries envelopes to the other replicas of a group. May lose, delay, reorder and repeat."""
 
     def send(self, envelopes: Sequence[Envelope]) -> None: ...
+
+    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+        """These are the group's replicas now. Others are forgotten, until they are heard from."""
 
 
 class Unreachable(Exception):

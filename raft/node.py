@@ -20,6 +20,7 @@ from raft.core import Raft
 from raft.doors import Transport
 from raft.errors import Stopped
 from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from raft.quorum import Membership
 from raft.ready import Options, Ready, Write
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
 from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
@@ -52,7 +53,8 @@ class Host(Protocol):
 
     def open_sink(self, meta: SnapshotMeta) -> SnapshotSink: ...
 
-    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None: ...
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> Membership:
+        """Become the received state; returns the membership that it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Node:
         self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
+        self._peers_known: Membership | None = None  # as told to the transport
         self.stopped = False
 
     # ---- life
@@ -141,6 +144,13 @@ class Node:
         self.core.read(ticket, self._loop.time())
         self._changed()
 
+    def change_membership(self, target: Membership) -> tuple[Index, Term]:
+        """See `Raft.change_membership`."""
+        self._check_running()
+        slot = self.core.change_membership(target)
+        self._changed()
+        return slot
+
     def transfer(self, to: NodeId) -> None:
         """See `Raft.transfer`."""
         self._check_running()
@@ -181,6 +191,11 @@ class Node:
             self._changed()
 
     def _carry_out(self, ready: Ready) -> None:
+        membership = self.core.membership
+        if membership is not self._peers_known:
+            self._peers_known = membership
+            if membership.addresses:
+                self._transport.set_peers(membership.addresses)
         if ready.messages:
             self._transport.send(ready.messages)  # beside our own disk (thesis §10.2.1)
         if ready.write is not None:
@@ -278,7 +293,7 @@ class Node:
 
     def _install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """The state machine first, then the log: a crash between the two restarts from the former."""
-        self._host.install(meta, sink)
-        if self.core.restore(meta.index, meta.term):
+        membership = self._host.install(meta, sink)
+        if self.core.restore(meta.index, meta.term, membership):
             self._jobs.put_nowait(_NewBase(meta.index, meta.term))
         self._changed()

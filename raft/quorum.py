@@ -1,14 +1,14 @@
 """Majorities: who must agree, as pure functions of a membership.
 
 This is the only file that knows what a quorum is. A membership may be *joint*
-(thesis §4.3): then both the incoming and the outgoing voters must agree. Today
-groups start with a fixed membership; changing it needs no change elsewhere.
+(thesis §4.3): then both the incoming and the outgoing voters must agree.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from raft.types import Index, NodeId
@@ -24,15 +24,58 @@ class Vote(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The replicas of a group. `outgoing` is empty but while the membership is joint."""
+    """The replicas of a group, and where they listen.
+
+    `outgoing` is empty but while the membership is joint. No voters at all: this replica
+    has yet to hear from its group who they are.
+    """
 
     voters: frozenset[NodeId]
     outgoing: frozenset[NodeId] = frozenset()
     learners: frozenset[NodeId] = frozenset()
+    addresses: Mapping[NodeId, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        assert self.voters, "a group needs a voter"
         assert not self.learners & (self.voters | self.outgoing), "a learner does not vote"
+
+    @classmethod
+    def of(cls, addresses: Mapping[NodeId, str]) -> Membership:
+        """A group of voters."""
+        return cls(frozenset(addresses), addresses=dict(addresses))
+
+    @property
+    def is_joint(self) -> bool:
+        return bool(self.outgoing)
+
+    def left(self) -> Membership:
+        """What a joint membership becomes: the incoming voters alone."""
+        kept = self.voters | self.learners
+        addresses = {node: address for node, address in self.addresses.items() if node in kept}
+        return Membership(self.voters, frozenset(), self.learners, addresses)
+
+    def encode(self) -> bytes:
+        """For an entry of kind MEMBERSHIP, and for state machines to keep."""
+        fields = {
+            "voters": sorted(self.voters),
+            "outgoing": sorted(self.outgoing),
+            "learners": sorted(self.learners),
+            "addresses": {str(node): self.addresses[node] for node in sorted(self.addresses)},
+        }
+        return json.dumps(fields).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Membership:
+        """Raises ValueError for what `encode` did not make."""
+        try:
+            fields = json.loads(data)
+            return cls(
+                frozenset(fields["voters"]),
+                frozenset(fields["outgoing"]),
+                frozenset(fields["learners"]),
+                {int(node): str(address) for node, address in fields["addresses"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a membership: {error!r}") from None
 
     def everyone(self) -> list[NodeId]:
         """All replicas that receive the log, in a fixed order."""
@@ -61,8 +104,7 @@ def quorum_index(membership: Membership, match: Mapping[NodeId, Index]) -> Index
         ranked = sorted((match.get(node, 0) for node in half), reverse=True)
         reached = ranked[majority(len(half)) - 1]
         result = reached if result is None else min(result, reached)
-    assert result is not None
-    return result
+    return result or 0
 
 
 def tally(membership: Membership, votes: Mapping[NodeId, bool]) -> Vote:
@@ -74,7 +116,7 @@ def tally(membership: Membership, votes: Mapping[NodeId, bool]) -> Vote:
         if len(half) - refused < majority(len(half)):
             return Vote.LOST
         won = won and granted >= majority(len(half))
-    return Vote.WON if won else Vote.PENDING
+    return Vote.WON if won and membership.voters else Vote.PENDING
 
 
 def has_quorum(membership: Membership, active: Mapping[NodeId, bool]) -> bool:

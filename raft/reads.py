@@ -10,8 +10,10 @@ Each read is a `Ticket`: the node's own, or a follower's request passed on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from raft.quorum import Membership, quorum_index
 from raft.types import NOBODY, Index, NodeId
 
 
@@ -57,6 +59,16 @@ class LeaderReads:
         return released
 
 
+def lease_start(membership: Membership, confirmed_at: Mapping[NodeId, float]) -> float:
+    """Since when a lease runs: when the newest round that a quorum confirmed was *sent*.
+
+    No other leader can exist until a timeout after that. A pause of this process only
+    makes its "now" later, so it can only end a lease.
+    """
+    # In µs, for quorum_index ranks integers.
+    return quorum_index(membership, {node: int(at * 1e6) for node, at in confirmed_at.items()}) / 1e6
+
+
 @dataclass(slots=True)
 class FollowerReads:
     """Reads that this follower passes on to its leader: one request out, the rest share the next."""
@@ -65,6 +77,26 @@ class FollowerReads:
     waiting: list[Ticket] = field(default_factory=list)
     out: list[Ticket] = field(default_factory=list)
     asked_ticks_ago: int = 0
+
+    def ask(self, seq: int) -> None:
+        """What waited becomes the next request to the leader."""
+        self.out, self.waiting = self.waiting, []
+        self.seq, self.asked_ticks_ago = seq, 0
+
+    def is_late(self, most_ticks: int) -> bool:
+        """A tick passed: whether the request is to be repeated."""
+        self.asked_ticks_ago += 1
+        if not self.out or self.asked_ticks_ago < most_ticks:
+            return False
+        self.asked_ticks_ago = 0
+        return True
+
+    def answered(self, seq: int) -> list[Ticket]:
+        """The reads that the answer to request `seq` releases."""
+        if not self.out or seq != self.seq:
+            return []
+        released, self.out = self.out, []
+        return released
 
     def everything(self) -> list[Ticket]:
         return self.out + self.waiting

@@ -23,6 +23,7 @@ from raft.core import Raft
 from raft.doors import Directory, Transport
 from raft.errors import Lost, NotLeader, OutcomeUnknown, Stopped, StorageError
 from raft.log import Log
+from raft.membership import Memberships
 from raft.node import Node, NodeOptions
 from raft.progress import Mode
 from raft.quorum import Membership
@@ -46,6 +47,10 @@ class StateMachine(Protocol):
     @property
     def applied(self) -> SnapshotMeta:
         """The last entry whose effects are in the state."""
+
+    @property
+    def membership(self) -> bytes:
+        """The data of the last applied entry of kind MEMBERSHIP; empty if there was none."""
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
         """One reply an entry; effects and applied index change together, or not at all."""
@@ -79,10 +84,12 @@ class ReplicatedMachine:
         self,
         core: Raft,
         machine: StateMachine,
+        bootstrap: Membership,
         clock_ms: Callable[[], int],
         compact_bytes: int,
     ) -> None:
         self.core = core
+        self._bootstrap = bootstrap
         self.machine = machine
         self.node: Node  # set by open_replica: node and host need each other
         self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
@@ -94,6 +101,7 @@ class ReplicatedMachine:
         self._next_ticket = 0
         self._unapplied: list[tuple[Index, asyncio.Future[None]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._turn: asyncio.Future[None] | None = None
 
     # ---- for the services
 
@@ -104,6 +112,11 @@ class ReplicatedMachine:
     @property
     def leader(self) -> NodeId:
         return self.core.leader
+
+    @property
+    def leader_address(self) -> str:
+        """Where the leader listens, as far as this replica knows; else empty."""
+        return self.core.membership.addresses.get(self.core.leader, "")
 
     async def propose(self, command: bytes) -> bytes:
         """The reply of the state machine once `command` is committed and applied here.
@@ -129,12 +142,24 @@ class ReplicatedMachine:
             self._barrier = future  # until the turn ends and its round may begin
         await asyncio.shield(self._barrier)
 
+    async def next_turn(self) -> None:
+        """Return when this replica has next carried something out: at the latest after a tick."""
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._turn)
+
+    def check_running(self) -> None:
+        """Raises Stopped."""
+        if self.node.stopped:
+            raise Stopped("this replica has stopped")
+
     async def stop(self) -> None:
         await self.node.stop()
         if self._flushing is not None:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         self._fail_everything(Stopped("this replica has stopped"))
+        self._end_turn()
         self.machine.close()
 
     # ---- for the node
@@ -171,6 +196,7 @@ class ReplicatedMachine:
 
     def turn_ended(self) -> None:
         self._barrier = None
+        self._end_turn()
         if self.node.stopped:
             self._fail_everything(Stopped("this replica has stopped"))
         elif self._pending and not self.core.is_leader:
@@ -184,12 +210,18 @@ class ReplicatedMachine:
     def open_sink(self, meta: SnapshotMeta) -> SnapshotSink:
         return self.machine.open_sink(meta)
 
-    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> Membership:
         self.machine.install(meta, sink)
         assert self.machine.applied == meta
         self._release_applied()
+        return membership_of(self.machine, self._bootstrap)
 
     # ---- inside
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            turn, self._turn = self._turn, None
+            turn.set_result(None)
 
     def _release_applied(self) -> None:
         if self._unapplied:
@@ -236,9 +268,13 @@ class ReplicatedMachine:
             self.node._fail(task.exception())  # the state machine's disk failed
 
 
+def membership_of(machine: StateMachine, bootstrap: Membership) -> Membership:
+    return Membership.decode(machine.membership) if machine.membership else bootstrap
+
+
 async def open_replica(
     id: NodeId,
-    membership: Membership,
+    bootstrap: Membership,
     directory: Directory,
     transport: Transport,
     machine: StateMachine,
@@ -246,7 +282,11 @@ async def open_replica(
     clock_ms: Callable[[], int],
     options: ReplicaOptions,
 ) -> ReplicatedMachine:
-    """Recover a replica from its disk and start it. Raises StorageError."""
+    """Recover a replica from its disk and start it. Raises StorageError.
+
+    `bootstrap` holds until a change of the membership is in the log or the state: all
+    first replicas of a group share it. One that joins later has none: `Membership(frozenset())`.
+    """
     wal, recovered = await open_wal(directory, rng, options.segment_bytes)
     raft_log = Log(recovered.base_index, recovered.base_term, recovered.entries)
     applied = machine.applied
@@ -260,21 +300,21 @@ async def open_replica(
         await wal.set_base(applied.index, applied.term)
     core = Raft(
         id,
-        membership,
+        Memberships(applied.index, membership_of(machine, bootstrap), recovered.entries),
         raft_log,
         recovered.hard_state,
         applied.index,
         rng,
         options.node.core,
     )
-    replica = ReplicatedMachine(core, machine, clock_ms, options.compact_bytes)
+    replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
     replica.node = Node(core, wal, transport, replica, options.node)
     replica.node.start()
     return replica
 
 
 def unstamp(entry: Entry) -> tuple[int, bytes]:
-    """(leader's clock in ms, command) of a committed entry; (0, b"") for a no-op."""
-    if entry.kind is Kind.NOOP:
+    """(leader's clock in ms, command) of a committed entry; (0, b"") for what is not a command."""
+    if entry.kind is not Kind.COMMAND:
         return 0, b""
     return STAMP.unpack_from(entry.data)[0], entry.data[STAMP.size :]

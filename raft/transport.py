@@ -14,33 +14,64 @@ from raft.types import NodeId
 log = logging.getLogger(__name__)
 
 MAIL = "raft"
+MAX_PEERS = 64
 
 
 class TcpTransport:
     """The transport door of one replica. Envelopes of one turn leave as one piece of mail a peer."""
 
-    def __init__(self, cluster: str, group: int, peers: Mapping[NodeId, str]) -> None:
-        self._cluster, self._group = cluster, group
+    def __init__(self, cluster: str, group: int, address: str, peers: Mapping[NodeId, str]) -> None:
+        self._cluster, self._group, self._address = cluster, group, address
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
-        self._connections = {
-            node: Connection(address, lambda: cluster, lambda node=node: self.on_unreachable(node))  # type: ignore[misc]
-            for node, address in peers.items()
-        }
+        self._connections: dict[NodeId, Connection] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._connect(peers)
+
+    def _connect(self, peers: Mapping[NodeId, str]) -> None:
+        for node, address in peers.items():
+            present = self._connections.get(node)
+            if present is not None and present.address == address:
+                continue
+            if present is not None:
+                self._forget(node)
+            if address != self._address:
+                self._connections[node] = Connection(
+                    address,
+                    lambda: self._cluster,
+                    lambda node=node: self.on_unreachable(node),  # type: ignore[misc]
+                )
+
+    def _forget(self, node: NodeId) -> None:
+        task = asyncio.get_running_loop().create_task(self._connections.pop(node).close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+        for node in [node for node in self._connections if node not in addresses]:
+            self._forget(node)
+        self._connect(addresses)
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
         by_peer: dict[NodeId, list[Envelope]] = {}
         for envelope in envelopes:
             by_peer.setdefault(envelope.to, []).append(envelope)
         for node, mail in by_peer.items():
-            self._connections[node].post(MAIL, encode_mail(self._cluster, self._group, mail))
+            if node in self._connections:  # else it was removed, or never heard from: as if lost
+                packed = encode_mail(self._cluster, self._group, self._address, mail)
+                self._connections[node].post(MAIL, packed)
 
     def unpack(self, payload: bytes) -> list[Envelope]:
         """Mail that came for this replica; what is not for it is refused, logged and dropped."""
         try:
-            return decode_mail(self._cluster, self._group, payload)
+            address, envelopes = decode_mail(self._cluster, self._group, payload)
         except MalformedMail as error:
             log.warning("refused raft mail: %s", error)
             return []
+        for envelope in envelopes:
+            # It joined the group after our last news of it; how else could we answer?
+            if envelope.sender not in self._connections and len(self._connections) < MAX_PEERS and address:
+                self._connect({envelope.sender: address})
+        return envelopes
 
     async def close(self) -> None:
-        await asyncio.gather(*(connection.close() for connection in self._connections.values()))
+        await asyncio.gather(*(connection.close() for connection in self._connections.values()), *self._closing)

@@ -22,6 +22,7 @@ class Kind(IntEnum):
 
     NOOP = 0  # a new leader's first entry (§8): commits what came before it
     COMMAND = 1  # opaque bytes for the state machine
+    MEMBERSHIP = 2  # who the group's replicas are from here on (thesis §4.1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class ControllerMachine(InMemoryMachine):
 
     def _reset(self) -> None:
         self.clock_ms = 0
+        self.membership = b""
         self.config = Config()
         self._changes: list[Change] = []
         self._encoded: list[bytes] = []  # each change as it is stored and sent
@@ -57,6 +58,8 @@ class ControllerMachine(InMemoryMachine):
         replies = []
         for entry in entries:
             replies.append(self._apply(entry) if entry.kind is Kind.COMMAND else b"")
+            if entry.kind is Kind.MEMBERSHIP:
+                self.membership = entry.data
             self._applied = SnapshotMeta(entry.index, entry.term)
         return replies
 
@@ -147,7 +150,7 @@ class ControllerMachine(InMemoryMachine):
     # ---- the snapshot
 
     def dump(self) -> bytes:
-        state = pb.State(clock_ms=self.clock_ms, next_shard=self._next_shard)
+        state = pb.State(clock_ms=self.clock_ms, next_shard=self._next_shard, membership=self.membership)
         state.changes.extend(pb.Change.FromString(data) for data in self._encoded)
         for session in sorted(self._sessions):
             state.sessions.add(session=session, record=self._sessions[session].encode())
@@ -162,6 +165,7 @@ class ControllerMachine(InMemoryMachine):
             self._remember(change, message.SerializeToString(deterministic=True))
         self.config.check()
         self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
+        self.membership = state.membership
         self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}
 
 

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 
 from raft.answers import Code, answer, refuse
 from raft.errors import Busy, Lost, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
+from raft.reconfigure import reconfigure
 from raft.rsm import ReplicatedMachine
-from raft.types import NodeId
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.codec import config_to_pb
 from shardctrler.machine import ControllerMachine
@@ -27,13 +27,14 @@ log = logging.getLogger(__name__)
 MAX_WAIT_MS = 60_000
 MAX_CHANGES = 256
 MAX_WAITING = 20_000  # long polls at once; beyond, Busy
+MEMBERS_SECONDS = 30.0  # one attempt at a change of the membership
 
 
-def refusal_of(error: RaftError, addresses: dict[NodeId, str]) -> bytes:
+def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
     """How a server tells a client that its replica did not, or may not have, done it."""
     match error:
-        case NotLeader(leader=leader):
-            return refuse(Code.NOT_LEADER, addresses.get(leader, ""))
+        case NotLeader():
+            return refuse(Code.NOT_LEADER, replica.leader_address)
         case Busy():
             return refuse(Code.BUSY, str(error))
         case Lost() | OutcomeUnknown() | Transferring():
@@ -44,19 +45,34 @@ def refusal_of(error: RaftError, addresses: dict[NodeId, str]) -> bytes:
             raise error
 
 
+async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
+    """Have `payload`, JSON of replica numbers to addresses, be the voters. Raises RaftError, ValueError.
+
+    Asked again, it goes on from where the group is.
+    """
+    fields = json.loads(payload)
+    if not isinstance(fields, dict) or not all(isinstance(address, str) for address in fields.values()):
+        raise ValueError("members are replica numbers to addresses")
+    try:
+        async with asyncio.timeout(MEMBERS_SECONDS):
+            await reconfigure(replica, {int(node): address for node, address in fields.items()})
+    except TimeoutError:
+        return refuse(Code.BUSY, "the change is still under way; ask again")
+    return answer(replica.core.membership.encode())
+
+
 class ControllerServer:
-    """Answers the calls of the controller. `addresses` are those of all its replicas."""
+    """Answers the calls of one replica of the controller."""
 
     def __init__(
         self,
         replica: ReplicatedMachine,
-        addresses: dict[NodeId, str],
         cluster: str,
         initial_shards: int,
         clock_ms: Callable[[], int],
     ) -> None:
         self.replica = replica
-        self._addresses, self._cluster, self._initial_shards = addresses, cluster, initial_shards
+        self._cluster, self._initial_shards = cluster, initial_shards
         self._clock_ms = clock_ms
         assert isinstance(replica.machine, ControllerMachine)
         self.machine: ControllerMachine = replica.machine
@@ -65,9 +81,6 @@ class ControllerServer:
         self._known = self.machine.config.num
         self._initializing: asyncio.Task[None] | None = None
         replica.on_turn.append(self._turned)
-
-    def address_of(self, node: NodeId) -> str:
-        return self._addresses.get(node, "")
 
     async def stop(self) -> None:
         await self.replica.stop()
@@ -82,14 +95,16 @@ class ControllerServer:
                     return await self._query(pb.QueryRequest.FromString(payload))
                 case "ctl.changes":
                     return await self._changes(pb.ChangesRequest.FromString(payload))
+                case "raft.members":
+                    return await change_members(self.replica, payload)
                 case "ctl.status":
                     return answer(self._status())
                 case _:
                     return refuse(Code.BAD_REQUEST, f"the controller has no call {method!r}")
-        except DecodeError as error:
+        except (DecodeError, ValueError) as error:
             return refuse(Code.BAD_REQUEST, f"not a request: {error}")
         except RaftError as error:
-            return refusal_of(error, self._addresses)
+            return refusal_of(error, self.replica)
 
     async def admin(self, request: pb.AdminRequest) -> bytes:
         """Carry out an admin request. Raises RaftError."""
@@ -140,7 +155,7 @@ class ControllerServer:
         return json.dumps(
             {
                 "role": "leader" if core.is_leader else "follower",
-                "leader": self._addresses.get(core.leader, ""),
+                "leader": self.replica.leader_address,
                 "term": core.term,
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,

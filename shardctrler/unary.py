@@ -28,8 +28,8 @@ class ControllerService(pb_grpc.ControllerServicer):
     async def _answered(self, context: Any, work: Any) -> Any:
         try:
             return await work
-        except NotLeader as error:
-            leader = self._server.address_of(error.leader)
+        except NotLeader:
+            leader = self._server.replica.leader_address
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"not the leader; try {leader or 'another'}"
             )

@@ -1,6 +1,6 @@
 """Where things are in the engine's key space. Pure.
 
-m…                  the group's own state: configuration number, clock, ownership rows
+m…                  the group's own state: configuration number, clock, membership, ownership rows
 d<key>              data, in the order of the keys: a split moves nothing
 s<shard><session>   exactly-once records
 j<shard><position>  keys changed while the shard is being lent: the copy's journal
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 CONFIG_NUM = b"mconfig"
 CLOCK = b"mclock"
+MEMBERSHIP = b"mmembers"
 ROW = b"mrow"
 
 

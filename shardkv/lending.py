@@ -30,6 +30,9 @@ class Pace:
     close_at: int = 512  # journal entries left, at most, when the giver stops serving
 
 
+PACE = Pace()
+
+
 def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
     """The row, if this replica has come to that hand-over and still has the copy."""
     row = machine.ownership.rows.get(shard)

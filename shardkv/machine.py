@@ -63,6 +63,10 @@ class ShardMachine:
     def applied(self) -> SnapshotMeta:
         return self.engine.applied
 
+    @property
+    def membership(self) -> bytes:
+        return self.engine.get(layout.MEMBERSHIP) or b""
+
     async def flush(self) -> Index:
         return await self.engine.flush()
 
@@ -84,7 +88,9 @@ class ShardMachine:
         self._before = self.applied
         for entry in entries:
             meta = SnapshotMeta(entry.index, entry.term)
-            if entry.kind is Kind.NOOP:
+            if entry.kind is not Kind.COMMAND:
+                if entry.kind is Kind.MEMBERSHIP:
+                    self._batch.put(layout.MEMBERSHIP, entry.data)
                 replies.append(b"")
             else:
                 stamp, command = unstamp(entry)

@@ -93,12 +93,12 @@ async def serve(options: ProcessOptions) -> None:
             options = replace(options, cluster=await _learn_cluster(directory, options, rng))
         await _check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
-        transport = TcpTransport(options.cluster, options.gid, peers)
+        transport = TcpTransport(options.cluster, options.gid, options.address, peers)
         dialer = TcpDialer(options.cluster)
         machine = _machine(directory, options)
         replica = await open_replica(
             options.replica,
-            Membership(frozenset(options.addresses)),
+            Membership.of(options.addresses),
             directory,
             transport,
             machine,
@@ -168,13 +168,11 @@ def _server(
     options: ProcessOptions, replica: ReplicatedMachine, dialer: TcpDialer, rng: Random, listener: Any
 ) -> tuple[Handler, Callable[[], Awaitable[None]]]:
     if options.gid == CONTROLLER_GROUP:
-        controller = ControllerServer(
-            replica, options.addresses, options.cluster, options.initial_shards, clock_ms
-        )
+        controller = ControllerServer(replica, options.cluster, options.initial_shards, clock_ms)
         ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), listener)
         return controller.handle, controller.stop
     client = ControllerClient(options.controllers, dialer, rng)
-    group = GroupServer(replica, options.addresses, client, dialer, rng, options.limits, clock_ms)
+    group = GroupServer(replica, client, dialer, rng, options.limits, clock_ms)
     kv_grpc.add_KVServicer_to_server(KVService(group), listener)
     return group.handle, group.stop
 

@@ -19,11 +19,11 @@ from raft.errors import RaftError
 from raft.rsm import ReplicatedMachine
 from raft.types import NodeId
 from shardctrler.query import ControllerClient
-from shardctrler.server import refusal_of
+from shardctrler.server import change_members, refusal_of
 from shardkv import commands, frames, lending
 from shardkv import shardkv_pb2 as pb
 from shardkv.frames import Limits, MalformedFrame
-from shardkv.lending import Pace
+from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.reading import read_frame
@@ -34,22 +34,21 @@ MAX_CLOCK_AHEAD_MS = 10 * 60 * 1000  # a frame that claims a later time than thi
 
 
 class GroupServer:
-    """Answers the calls of one replica of a group. `addresses` are those of all its replicas."""
+    """Answers the calls of one replica of a group."""
 
     def __init__(
         self,
         replica: ReplicatedMachine,
-        addresses: dict[NodeId, str],
         controller: ControllerClient,
         dialer: Dialer,
         rng: Random,
         limits: Limits,
         clock_ms: Callable[[], int],
-        pace: Pace = Pace(),
+        pace: Pace = PACE,
     ) -> None:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
-        self._addresses, self._limits, self._clock_ms = addresses, limits, clock_ms
+        self._limits, self._clock_ms = limits, clock_ms
         self._pace = pace
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
@@ -58,9 +57,6 @@ class GroupServer:
     def now_ms(self) -> int:
         """The wall clock that this server stamps commands with."""
         return self._clock_ms()
-
-    def address_of(self, node: NodeId) -> str:
-        return self._addresses.get(node, "")
 
     async def stop(self) -> None:
         await self.migrator.stop()
@@ -82,6 +78,8 @@ class GroupServer:
                     return self._serves(pb.ServesRequest.FromString(payload))
                 case "kv.status":
                     return answer(json.dumps(self.status()).encode())
+                case "raft.members":
+                    return await change_members(self.replica, payload)
                 case "kv.transfer":
                     return self._transfer(int(payload or b"0"))
                 case _:
@@ -90,7 +88,7 @@ class GroupServer:
             log.warning("refused a call of %s: %s", method, error)
             return refuse(Code.BAD_REQUEST, f"{type(error).__name__}: {error}")
         except RaftError as error:
-            return refusal_of(error, self._addresses)
+            return refusal_of(error, self.replica)
 
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""
@@ -108,7 +106,7 @@ class GroupServer:
     def read_stale(self, frame: bytes) -> bytes:
         """Answer from what is applied here, however old. Raises MalformedFrame, RaftError."""
         frames.check_frame(frame, frames.READ, self._limits)
-        self.replica.node._check_running()
+        self.replica.check_running()
         return read_frame(self.machine, frame)
 
     # ---- for other groups
@@ -118,7 +116,7 @@ class GroupServer:
         if row is not None and lending.should_close(row, request, self._pace):
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
-                return refuse(Code.NOT_LEADER, self._addresses.get(self.replica.leader, ""))
+                return refuse(Code.NOT_LEADER, self.replica.leader_address)
             await self._close(request.shard, request.epoch)
         return answer(lending.pull(self.machine, request, self._pace).SerializeToString())
 
@@ -143,7 +141,7 @@ class GroupServer:
 
     def _transfer(self, to: NodeId) -> bytes:
         if not to:
-            others = [node for node in self._addresses if node != self.replica.core.id]
+            others = [node for node in self.replica.core.membership.voters if node != self.replica.core.id]
             progress = getattr(self.replica.core.role, "progress", {})
             to = max(others, key=lambda node: progress[node].match_index if node in progress else 0)
         self.replica.node.transfer(to)
@@ -156,7 +154,7 @@ class GroupServer:
             "gid": machine.gid,
             "replica": core.id,
             "role": "leader" if self.replica.is_leader else "follower",
-            "leader": self._addresses.get(core.leader, ""),
+            "leader": self.replica.leader_address,
             "term": core.term,
             "commit_index": core.commit_index,
             "applied_index": machine.applied.index,

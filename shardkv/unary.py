@@ -89,8 +89,8 @@ class KVService(pb_grpc.KVServicer):
             _, replies = frames.unpack_reply(await work)
         except MalformedFrame as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except NotLeader as error:
-            leader = self._server.address_of(error.leader)
+        except NotLeader:
+            leader = self._server.replica.leader_address
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"not the leader; try {leader or 'another'}"
             )

@@ -18,6 +18,8 @@ PURE = {
     "raft/core.py",
     "raft/errors.py",
     "raft/log.py",
+    "raft/membership.py",
+    "raft/replication.py",
     "raft/messages.py",
     "raft/progress.py",
     "raft/quorum.py",

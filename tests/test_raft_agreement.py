@@ -10,6 +10,7 @@ import pytest
 from raft.core import Raft
 from raft.errors import OutcomeUnknown, RaftError
 from raft.log import Log
+from raft.membership import Memberships
 from raft.messages import AppendEntries, AppendReply, Envelope
 from raft.quorum import Membership
 from raft.ready import Options
@@ -166,7 +167,9 @@ async def test_r_a9_figure_8_on_a_bad_network(world: RaftWorld) -> None:
 
 def _follower(entries: int) -> Raft:
     log = Log(0, 0, [Entry(n, 1, Kind.COMMAND, b"%d" % n) for n in range(1, entries + 1)])
-    core = Raft(2, Membership(frozenset({1, 2, 3})), log, HardState(1, 1), 0, Random(1), Options())
+    core = Raft(
+        2, Memberships(0, Membership(frozenset({1, 2, 3}))), log, HardState(1, 1), 0, Random(1), Options()
+    )
     core.step(Envelope(1, 2, 1, AppendEntries(0, 0, (), 0, 0)))
     core.ready(0.0)
     return core

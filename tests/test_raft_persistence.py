@@ -191,7 +191,7 @@ async def test_r_s4_a_snapshot_inside_the_log_keeps_the_suffix(world: RaftWorld)
     last = core.log.last_index
     core.commit_index = core.handed_index = last - 3  # as if the last commits were not yet heard of
     term = core.log.term_at(last - 1)
-    assert core.restore(last - 1, term) is False
+    assert core.restore(last - 1, term, core.membership) is False
     assert core.log.last_index == last, "the entry after the snapshot stays"
     core.handed_index = core.commit_index = last
 

@@ -10,6 +10,7 @@ import pytest
 from raft.core import Raft
 from raft.errors import Busy, NotLeader, RaftError, Transferring
 from raft.log import Log
+from raft.membership import Memberships
 from raft.messages import (
     AppendEntries,
     AppendReply,
@@ -32,8 +33,8 @@ from tests.sim.raft_world import RaftWorld, in_world
 
 
 def core(id: int = 1, voters: int = 3, **options: object) -> Raft:
-    membership = Membership(frozenset(range(1, voters + 1)))
-    return Raft(id, membership, Log(), HardState(), 0, Random(id), Options(**options))  # type: ignore[arg-type]
+    memberships = Memberships(0, Membership(frozenset(range(1, voters + 1))))
+    return Raft(id, memberships, Log(), HardState(), 0, Random(id), Options(**options))  # type: ignore[arg-type]
 
 
 def settle(raft: Raft, now: float = 0.0) -> list[Envelope]:

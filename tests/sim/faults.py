@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any
 
 from raft.errors import RaftError
 from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
@@ -19,6 +20,7 @@ from tests.sim.world import Process, World
 
 ADMINS = 3  # at work at the same time
 ADMIN_SECONDS = 10.0
+REPLACE_SECONDS = 90.0  # for a new replica to have taken its place, most of it after the faults
 
 
 class Faults:
@@ -27,6 +29,7 @@ class Faults:
         self.counts: Counter[str] = Counter()
         self._undo: dict[asyncio.TimerHandle, Callable[[], None]] = {}
         self._admins: dict[asyncio.Task[None], None] = {}
+        self._replacing: set[int] = set()  # groups that have a replica replaced
         kinds = {
             self._crash: 4.0,
             self._crash_everything: 0.5,
@@ -42,6 +45,7 @@ class Faults:
             self._failing_disk: 1.5,
             self._full_disk: 1.0,
             self._transfer: 2.0,
+            self._lose_disk: 1.5,
         }
         drawn = {kind: weight * rng.choice([0, 0, 1, 1, 3]) for kind, weight in kinds.items()}
         self._kinds = {kind: weight for kind, weight in drawn.items() if weight}
@@ -49,10 +53,9 @@ class Faults:
 
     async def step(self) -> None:
         """One more thing goes wrong, or one admin begins."""
-        if len(self._admins) < ADMINS and (not self._kinds or self.rng.random() < self._change_rate):
-            task = asyncio.get_running_loop().create_task(self._change())
-            self._admins[task] = None
-            task.add_done_callback(self._admins.pop)
+        at_work = sum(not task.done() for task in self._admins)
+        if at_work < ADMINS and (not self._kinds or self.rng.random() < self._change_rate):
+            self._begin(self._change())
             return
         if self._kinds:
             kind = self.rng.choices(list(self._kinds), list(self._kinds.values()))[0]
@@ -142,7 +145,7 @@ class Faults:
         if leaders:
             leader = self.rng.choice(leaders)
             try:
-                leader.rsm.node.transfer(self.rng.choice(list(leader.peers)))
+                leader.rsm.node.transfer(self.rng.choice(sorted(leader.rsm.core.membership.voters)))
             except RaftError:
                 pass  # it has stopped leading this very moment
 
@@ -203,7 +206,22 @@ class Faults:
         faults.full = True
         self._for_a_while(1.5, lambda: setattr(faults, "full", False))
 
+    def _lose_disk(self) -> None:
+        """For good. Another replica takes its place by a change of membership; one at a time in a group."""
+        process = self._leader_or_any()
+        if len(self.world.of(process.gid)) >= 3 and process.gid not in self._replacing:
+            self._replacing.add(process.gid)
+            self._begin(self._replace(process))
+
+    async def _replace(self, process: Process) -> None:
+        await self.world.replace_disk(process, REPLACE_SECONDS)
+        self._replacing.discard(process.gid)
+
     # ---- admins
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._admins[task] = None
 
     async def _change(self) -> None:
         world, rng = self.world, self.rng

@@ -109,4 +109,4 @@ class Invariants:
         assert node._jobs.qsize() <= QUEUED_WRITES, "writes pile up before the disk"
         assert len(replica._pending) <= PENDING
         assert len(replica._tickets) + len(replica._unapplied) <= PENDING
-        assert len(node._senders) <= len(replica.core._others)
+        assert len(node._senders) <= len(replica.core._others())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -166,22 +166,30 @@ class SimTransport:
     """The `Transport` door of one simulated replica. Real encoding, simulated wire."""
 
     def __init__(
-        self, network: SimNetwork, cluster: str, group: int, host: Host, peers: dict[int, str]
+        self, network: SimNetwork, cluster: str, group: int, host: Host, peers: Mapping[int, str]
     ) -> None:
         self._network, self._cluster, self._group = network, cluster, group
-        self._host, self._peers = host, peers
+        self._host, self._peers = host, dict(peers)
+
+    def set_peers(self, addresses: Mapping[int, str]) -> None:
+        self._peers = dict(addresses)
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
         if not self._host.alive:
             return
         source = self._host.name
         for envelope in envelopes:
-            mail = encode_mail(self._cluster, self._group, [envelope])
+            target = self._peers.get(envelope.to, "")
+            if target in ("", source):
+                continue  # removed, or never heard from; or one that had our own address before us
+            mail = encode_mail(self._cluster, self._group, source, [envelope])
             self._network.sent["messages"] += 1
             self._network.sent["bytes"] += len(mail)
-            target = self._peers[envelope.to]
             self._network.on_mail(source, target, [envelope])
             self._network.post(source, target, "raft", mail)
 
     def unpack(self, payload: bytes) -> list[Envelope]:
-        return decode_mail(self._cluster, self._group, payload)
+        address, envelopes = decode_mail(self._cluster, self._group, payload)
+        for envelope in envelopes:
+            self._peers.setdefault(envelope.sender, address)
+        return envelopes

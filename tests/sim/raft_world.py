@@ -30,6 +30,7 @@ class ListMachine(InMemoryMachine):
         super().__init__(directory)
         self.world = world
         self.values: list[str] = []
+        self.membership = b""
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
         replies = []
@@ -37,16 +38,19 @@ class ListMachine(InMemoryMachine):
             assert entry.index == self._applied.index + 1, "a gap or a repetition"
             if entry.kind is Kind.COMMAND:
                 self.values.append(unstamp(entry)[1].decode())
+            if entry.kind is Kind.MEMBERSHIP:
+                self.membership = entry.data
             self.world.applied(entry)
             self._applied = SnapshotMeta(entry.index, entry.term)
             replies.append(str(len(self.values)).encode())
         return replies
 
     def dump(self) -> bytes:
-        return json.dumps(self.values).encode()
+        return json.dumps([self.values, self.membership.decode()]).encode()
 
     def load(self, data: bytes) -> None:
-        self.values = json.loads(data)
+        self.values, membership = json.loads(data)
+        self.membership = membership.encode()
 
 
 class RaftWorld:
@@ -65,6 +69,7 @@ class RaftWorld:
         self.network.on_mail = lambda source, target, mail: self.mail.extend(mail)
         self.mail: list = []
         self.ids = list(range(1, count + 1))
+        self.first = tuple(self.ids)  # who began the group; others join it
         self.disks = {node: SimDisk(self.rng) for node in self.ids}
         self.replicas: dict[int, ReplicatedMachine] = {}
         self.options = ReplicaOptions(
@@ -85,7 +90,9 @@ class RaftWorld:
             transport = SimTransport(self.network, "c", 1, host, peers)
             replica = await open_replica(
                 node,
-                Membership(frozenset(self.ids)),
+                Membership.of({n: f"n{n}" for n in self.first})
+                if node in self.first
+                else Membership(frozenset()),
                 directory,
                 transport,
                 machine,
@@ -100,6 +107,12 @@ class RaftWorld:
                 self.replicas[node].node.receive(transport.unpack(payload))
 
             self.network.listen(host, on_post=on_post)
+
+    async def add(self, node: int) -> None:
+        """Start a replica that does not belong to the group yet."""
+        self.ids.append(node)
+        self.disks[node] = SimDisk(self.rng)
+        await self.start([node])
 
     async def crash(self, nodes: Iterable[int]) -> None:
         for node in nodes:

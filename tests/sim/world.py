@@ -8,14 +8,17 @@ drawn from one seed. `tests/sim/invariants.py` looks inside at every step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
 from client import AsyncShardClerk
 from raft import raft_pb2
-from raft.codec import decode_mail
+from raft.answers import Code
+from raft.doors import Unreachable
 from raft.node import NodeOptions
 from raft.quorum import Membership
 from raft.ready import Options
@@ -56,6 +59,8 @@ class Process:
     disk: SimDisk
     server: ControllerServer | GroupServer | None = None
     host: Host | None = None  # this run of it
+    transport: SimTransport = field(init=False)
+    joining: bool = False  # it takes the place of one whose disk is gone, and knows nobody yet
     skew_ms: int = 0  # how wrong its wall clock is
     rate: float = 1.0  # how fast its clocks run
 
@@ -91,6 +96,7 @@ class World:
         self.invariants = Invariants()
         self.printing: Callable[[str], None] | None = None  # told what happens, as readable lines
         self.deaths = 0  # processes that died by themselves: of their disks, or at a crash point
+        self._next_replica = 100
         self._background: dict[asyncio.Task[None], None] = {}
         self._failures: list[BaseException] = []
         self._digest = hashlib.blake2b(digest_size=16)
@@ -175,15 +181,14 @@ class World:
             return
         process.server = server
         node = server.replica.node
-        self.network.listen(
-            host, server.handle, lambda _, mail: node.receive(decode_mail(CLUSTER, process.gid, mail))
-        )
+        transport = process.transport
+        self.network.listen(host, server.handle, lambda _, mail: node.receive(transport.unpack(mail)))
         self.note(f"{process.address} starts")
 
     async def _open(self, process: Process, host: Host) -> ControllerServer | GroupServer:
         directory = process.disk.open()
         peers = {n: address for n, address in process.peers.items() if n != process.replica}
-        transport = SimTransport(self.network, CLUSTER, process.gid, host, peers)
+        transport = process.transport = SimTransport(self.network, CLUSTER, process.gid, host, peers)
 
         def clock_ms() -> int:
             return START_MS + process.skew_ms + int(world_time() * 1000)
@@ -198,7 +203,7 @@ class World:
         rng = Random(self.rng.random())
         replica = await open_replica(
             process.replica,
-            Membership(frozenset(process.peers)),
+            Membership(frozenset()) if process.joining else Membership.of(process.peers),
             directory,
             transport,
             machine,
@@ -209,11 +214,11 @@ class World:
         replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica))
         replica.node.on_fault = lambda error: self._faulted(process, host, error)
         if process.gid == CONTROLLER:
-            return ControllerServer(replica, process.peers, CLUSTER, self.settings.shards, clock_ms)
+            return ControllerServer(replica, CLUSTER, self.settings.shards, clock_ms)
         dialer = SimDialer(self.network, process.address, host)
         client = ControllerClient(self.controllers, dialer, rng)
         pace = self.settings.pace
-        return GroupServer(replica, process.peers, client, dialer, rng, Limits(), clock_ms, pace)
+        return GroupServer(replica, client, dialer, rng, Limits(), clock_ms, pace)
 
     def _faulted(self, process: Process, host: Host, error: BaseException) -> None:
         """A replica stopped by itself: of its disk, as it must, or of a bug."""
@@ -262,6 +267,35 @@ class World:
         task = asyncio.get_running_loop().create_task(run(), context=self.network.context)
         self._background[task] = None
         task.add_done_callback(lambda task: self._background.pop(task, None))
+
+    async def replace_disk(self, process: Process, timeout: float) -> None:
+        """Its disk is gone for good: another replica takes its place and address, as an operator would have it.
+
+        A replica that lost its disk must not come back as if it had not: it has forgotten
+        votes and entries that it promised to keep.
+        """
+        self.kill(process)
+        process.disk.wipe()
+        self.note(f"{process.address} has lost its disk")
+        process.replica = self._next_replica = self._next_replica + 1
+        process.joining = True
+        await self.start(process)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while loop.time() < deadline:
+            # Whoever leads says who the others are; without its answer nothing is known.
+            leaders = [p for p in self.of(process.gid) if p.server is not None and p.rsm.is_leader]
+            for leader in leaders:
+                addresses = leader.rsm.core.membership.addresses.items()
+                voters = {node: address for node, address in addresses if address != process.address}
+                voters[process.replica] = process.address
+                payload = json.dumps(voters).encode()
+                with contextlib.suppress(Unreachable):
+                    reply = await self._dialer.call(leader.address, "raft.members", payload, 5.0)
+                    if reply[0] == Code.OK:
+                        return
+            await asyncio.sleep(0.1)
+        raise TimeoutError(f"{process.address} did not get its place")
 
     def start_soon(self, process: Process) -> None:
         self._spawn(self.start(process))

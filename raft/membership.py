@@ -1,0 +1,54 @@
+"""Which membership is in force: the newest in the log, committed or not (thesis §4.1).
+
+Entries of kind MEMBERSHIP take effect when they are appended, and lose it when they
+are truncated. Below the log's base the state machine knows: it stores the newest
+membership that it has applied, and hands it on in snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from raft.quorum import Membership
+from raft.types import Entry, Index, Kind
+
+
+class Memberships:
+    """The memberships of a log, each from its index on. The first is what held before them."""
+
+    def __init__(self, index: Index, membership: Membership, entries: Iterable[Entry] = ()) -> None:
+        self._history = [(index, membership)]
+        self.extend(entries)
+
+    @property
+    def current(self) -> Membership:
+        return self._history[-1][1]
+
+    @property
+    def index(self) -> Index:
+        """The entry that the current one came with; at or below the log's base if it is older."""
+        return self._history[-1][0]
+
+    def extend(self, entries: Iterable[Entry]) -> bool:
+        """These were appended to the log. Whether they changed the membership."""
+        before = len(self._history)
+        for entry in entries:
+            if entry.kind is Kind.MEMBERSHIP and entry.index > self.index:
+                self._history.append((entry.index, Membership.decode(entry.data)))
+        return len(self._history) > before
+
+    def truncate(self, index: Index) -> bool:
+        """The log from `index` on is gone: what it said no longer holds."""
+        before = len(self._history)
+        while len(self._history) > 1 and self._history[-1][0] >= index:
+            self._history.pop()
+        return len(self._history) < before
+
+    def compact(self, index: Index) -> None:
+        """The log up to `index` is gone into the state machine."""
+        while len(self._history) > 1 and self._history[1][0] <= index:
+            del self._history[0]
+
+    def restore(self, index: Index, membership: Membership) -> None:
+        """The state machine is a snapshot at `index`; what the log says beyond still holds."""
+        self._history = [(index, membership), *(item for item in self._history if item[0] > index)]

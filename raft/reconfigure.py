@@ -1,0 +1,61 @@
+"""Leading a group to other voters: newcomers learn first, then all change at once (thesis §4.2.1, §4.3).
+
+Every step is an entry in the log, so this may be cut off anywhere and begun anew, by
+another leader too: it looks at where the group is and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+from raft.errors import NotLeader
+from raft.progress import Mode
+from raft.quorum import Membership
+from raft.roles import Leader
+from raft.rsm import ReplicatedMachine
+from raft.types import NodeId
+
+LEARNER_LAG = 64  # entries that a learner may be behind when it becomes a voter
+
+
+async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) -> None:
+    """Return once exactly `voters` (to their addresses) vote in this group, and nobody else is in it.
+
+    Takes as long as newcomers need to catch up: give it a time limit. Raises NotLeader,
+    also when this leader is to go and has handed over (if all go, it leads to the end); Stopped; ValueError for no voters.
+    """
+    if not voters:
+        raise ValueError("a group needs a voter")
+    core = replica.core
+    while True:
+        replica.check_running()
+        if not isinstance(core.role, Leader):
+            raise NotLeader(core.leader)
+        current = core.membership
+        settled = not current.is_joint and core.memberships.index <= core.commit_index
+        if settled and core.commit_index >= core.role.term_start:
+            if current.voters == voters.keys() and not current.learners:
+                return
+            learners = frozenset(voters) - current.voters
+            heirs = voters.keys() & current.voters
+            if core.id not in voters and heirs:
+                _hand_over(replica, core.role, heirs)
+            elif not learners <= current.learners:
+                # Beside those that learn already for another change: that one may have been given up.
+                replica.node.change_membership(
+                    Membership(current.voters, frozenset(), learners, {**current.addresses, **voters})
+                )
+            elif all(_has_caught_up(core.role, node, core.commit_index) for node in learners):
+                replica.node.change_membership(Membership.of(voters))
+        await replica.next_turn()
+
+
+def _has_caught_up(leader: Leader, node: NodeId, commit_index: int) -> bool:
+    progress = leader.progress[node]
+    return progress.mode is Mode.REPLICATE and progress.match_index + LEARNER_LAG >= commit_index
+
+
+def _hand_over(replica: ReplicatedMachine, leader: Leader, heirs: Set[NodeId]) -> None:
+    """A leader that is to go lets one that stays lead first: no gap while the others find out."""
+    if leader.transfer_to not in heirs:
+        replica.node.transfer(max(sorted(heirs), key=lambda node: leader.progress[node].match_index))

@@ -1,0 +1,53 @@
+"""What a leader sends one follower: entries as flow control allows, heartbeats, and where to back up to (§5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raft.log import Log
+from raft.messages import AppendEntries, AppendReply
+from raft.progress import Mode, Progress
+from raft.ready import Options
+from raft.types import Index
+
+
+def entries_for(
+    peer: Progress, log: Log, options: Options, commit_index: Index, read_seq: int
+) -> Iterator[AppendEntries]:
+    """Appends to send now, noted in `peer` as sent. Turns it to SNAPSHOT where the log is compacted."""
+    while peer.next_index <= log.last_index and peer.may_send(options.window_messages, options.window_bytes):
+        prev_index = peer.next_index - 1
+        prev_term = log.term_at(prev_index)
+        if prev_term is None:
+            peer.become_snapshot(log.base_index)
+            return
+        entries = log.slice(peer.next_index, log.last_index + 1, options.max_append_bytes)
+        peer.sent(entries[-1].index, sum(len(entry.data) for entry in entries))
+        yield AppendEntries(prev_index, prev_term, entries, commit_index, read_seq)
+
+
+def heartbeat_for(peer: Progress, log: Log, commit_index: Index, read_seq: int) -> AppendEntries:
+    """An empty append. It also finds out whether the entries before it arrived."""
+    prev_index = peer.next_index - 1
+    prev_term = log.term_at(prev_index)
+    if peer.mode is Mode.SNAPSHOT or prev_term is None:
+        prev_index, prev_term = 0, 0  # matches everywhere: nothing is asked of the log
+    return AppendEntries(prev_index, prev_term, (), commit_index, read_seq)
+
+
+def back_up(peer: Progress, log: Log, message: AppendReply) -> None:
+    """A follower's log differs: go back a term at a time, unless the rejection is old (§5.3)."""
+    rejected = message.rejected_index
+    if peer.mode is Mode.SNAPSHOT or rejected <= peer.match_index:
+        return
+    if peer.mode is Mode.PROBE and rejected != peer.next_index - 1:
+        return
+    if peer.mode is Mode.REPLICATE and rejected >= peer.next_index:
+        return
+    following = message.conflict_index
+    if message.conflict_term:
+        ours = log.last_index_of_term(message.conflict_term, rejected)
+        if ours is not None:
+            following = ours + 1
+    peer.become_probe()
+    peer.next_index = max(peer.match_index + 1, min(following, rejected))
