@@ -28,6 +28,7 @@ class Pace:
     chunk_bytes: int = 512 << 10
     journal_keys: int = 4096  # looked at for one chunk
     close_at: int = 512  # journal entries left, at most, when the giver stops serving
+    patience: int = 32  # requests without getting closer, after which it stops all the same
 
 
 PACE = Pace()
@@ -41,12 +42,28 @@ def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
     return row
 
 
-def should_close(row: Row, request: pb.PullRequest, pace: Pace) -> bool:
-    """Whether so little is left after this request that serving may stop for it."""
-    cursor = cursor_from_pb(getattr(request, "from"))
-    if row.state is not State.LENDING or cursor.phase != JOURNAL:
-        return False
-    return row.journal - cursor.position <= pace.close_at
+class Closing:
+    """When serving may stop for the rest of a copy: when little is left, or when it is a race without end.
+
+    Clients may write faster than the taker copies. Then what is left grows, and the move
+    would never end: better a pause as long as what is left takes.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._least: dict[int, tuple[int, int, int]] = {}  # shard -> epoch, least left, requests since
+
+    def is_due(self, row: Row, request: pb.PullRequest) -> bool:
+        """Judge one request for the shard in `row`."""
+        cursor = cursor_from_pb(getattr(request, "from"))
+        if row.state is not State.LENDING or cursor.phase != JOURNAL:
+            return False
+        left = row.journal - cursor.position
+        epoch, least, since = self._least.get(row.shard, (row.epoch, left + 1, 0))
+        if epoch != row.epoch or left < least:
+            epoch, least, since = row.epoch, left, 0
+        self._least[row.shard] = (epoch, least, since + 1)
+        return left <= self._pace.close_at or since >= self._pace.patience
 
 
 def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullReply:

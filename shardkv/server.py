@@ -49,7 +49,7 @@ class GroupServer:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
         self._limits, self._clock_ms = limits, clock_ms
-        self._pace = pace
+        self._pace, self._loans = pace, lending.Closing(pace)
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
@@ -113,7 +113,7 @@ class GroupServer:
 
     async def _pull(self, request: pb.PullRequest) -> bytes:
         row = lending.lent_row(self.machine, request.shard, request.epoch)
-        if row is not None and lending.should_close(row, request, self._pace):
+        if row is not None and self._loans.is_due(row, request):
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
                 return refuse(Code.NOT_LEADER, self.replica.leader_address)
