@@ -71,7 +71,9 @@ class RaftWorld:
         self.ids = list(range(1, count + 1))
         self.first = tuple(self.ids)  # who began the group; others join it
         self.disks = {node: SimDisk(self.rng) for node in self.ids}
+        self.hosts: dict[int, Host] = {}
         self.replicas: dict[int, ReplicatedMachine] = {}
+        self.restarts: dict[asyncio.Task[None], None] = {}
         self.options = ReplicaOptions(
             node=NodeOptions(core=core or Options()), compact_bytes=compact_bytes, segment_bytes=4096
         )
@@ -86,7 +88,7 @@ class RaftWorld:
             machine = ListMachine(directory, self)
             machine.recover()
             peers = {other: f"n{other}" for other in self.ids if other != node}
-            host = Host(f"n{node}")
+            host = self.hosts[node] = Host(f"n{node}")
             transport = SimTransport(self.network, "c", 1, host, peers)
             replica = await open_replica(
                 node,
@@ -116,9 +118,29 @@ class RaftWorld:
 
     async def crash(self, nodes: Iterable[int]) -> None:
         for node in nodes:
-            self.network.hang_up(f"n{node}")
-            self.disks[node].crash()
-            await self.replicas.pop(node).stop()
+            await self._cut_power(node).stop()
+
+    def _cut_power(self, node: int) -> ReplicatedMachine:
+        """It has no effect any more; what is left of it is to be stopped."""
+        self.network.hang_up(f"n{node}")
+        self.hosts[node].alive = False
+        self.disks[node].crash()
+        return self.replicas.pop(node)
+
+    def kill(self, node: int, restart_seconds: float) -> None:
+        """Crash it at this very moment, from wherever, and start it again a little later."""
+        if node in self.replicas:
+            dead = self._cut_power(node)
+
+            async def again() -> None:
+                await dead.stop()
+                await asyncio.sleep(restart_seconds)
+                if node not in self.replicas:
+                    await self.start([node])
+
+            task = asyncio.get_running_loop().create_task(again(), context=self.network.context)
+            self.restarts[task] = None
+            task.add_done_callback(self.restarts.pop)
 
     async def restart(self, *nodes: int) -> None:
         await self.crash(nodes)

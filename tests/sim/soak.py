@@ -95,12 +95,14 @@ async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     work, faults = Workload(seed), Faults(world, rng)
     for _ in range(3):
         clerk = world.clerk(rng.choice([2.0, 60.0]))
-        work.start(clerk, 2, world.host_of(clerk))
+        work.start(clerk, 3, world.host_of(clerk))
     for _ in range(steps):
         await asyncio.sleep(rng.uniform(0, rng.choice([0.1, 1.0])))
         await faults.step()
         world.check_failures()
     await faults.stop()
+    if not (await world.config()).groups:
+        await world.join(1)  # all have left: the data waits with the last owners
     await world.settle(SETTLE_SECONDS)
     async with asyncio.timeout(SETTLE_SECONDS):
         await work.stop()
