@@ -279,7 +279,7 @@ class Raft:
                 self._on_read_index_reply(sender, message)
             case TimeoutNow():
                 # The leader wants us to lead; no pre-vote, for the others still hear from it.
-                if isinstance(self.role, Follower) and self.membership.is_voter(self.id):
+                if isinstance(self.role, Follower):
                     self._campaign(pre=False, transfer=True)
             case _ as never:
                 assert_never(never)
@@ -380,7 +380,7 @@ class Raft:
     def _campaign(self, pre: bool, transfer: bool = False) -> None:
         self._fail_reads()
         self._reset_timer()
-        if not self.membership.is_voter(self.id):
+        if not self.memberships.may_campaign(self.id, self.commit_index):
             self.role = Follower()
             return
         self.role = Candidate(pre)

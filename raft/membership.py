@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from raft.quorum import Membership
-from raft.types import Entry, Index, Kind
+from raft.types import Entry, Index, Kind, NodeId
 
 
 class Memberships:
@@ -28,6 +28,19 @@ class Memberships:
     def index(self) -> Index:
         """The entry that the current one came with; at or below the log's base if it is older."""
         return self._history[-1][0]
+
+    def may_campaign(self, node: NodeId, commit_index: Index) -> bool:
+        """Whether `node` votes now, or does unless what is not known to be committed holds.
+
+        A replica that the newest membership leaves out may be the only one that has the
+        log to lead with, until that membership is committed (thesis §4.2.2, Figure 4.6).
+        """
+        for index, membership in reversed(self._history):
+            if membership.is_voter(node):
+                return True
+            if index <= commit_index:
+                return False
+        return False
 
     def extend(self, entries: Iterable[Entry]) -> bool:
         """These were appended to the log. Whether they changed the membership."""

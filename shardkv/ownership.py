@@ -59,6 +59,11 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 SERVED = (State.SERVING, State.LENDING)
 
 
+def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
+    """Whether two ranges share a key; an end of b"" is beyond all keys."""
+    return (not other_end or start < other_end) and (not end or other_start < end)
+
+
 @dataclass(frozen=True, slots=True)
 class Pending:
     """An event in a row's queue, with what it needs when it fires."""
@@ -102,9 +107,6 @@ class Row:
     @property
     def serves(self) -> bool:
         return self.state in SERVED
-
-    def overlaps(self, start: bytes, end: bytes) -> bool:
-        return (not end or self.start < end) and (not self.end or start < self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,8 @@ class Ownership:
         progress = True
         while progress:
             progress = False
-            for shard in [row.shard for row in self.rows.values() if row.queue]:
+            # In one order on all replicas: that of `rows` tells who was restarted.
+            for shard in sorted(row.shard for row in self.rows.values() if row.queue):
                 row = self.rows[shard]
                 while row.queue and self._can_fire(row, row.queue[0]):
                     effects += self._fire_queued(row, row.queue.pop(0))
@@ -235,12 +238,7 @@ class Ownership:
             return False
         match pending.event:
             case Event.CREATED | Event.GAINED:
-                # A range that we still hold under another id (it was split or merged since)
-                # must be gone first: its release would delete what we are about to get.
-                return not any(
-                    other.state is not State.ABSENT and other.overlaps(pending.start, pending.end)
-                    for other in self.rows.values()
-                )
+                return not any(self._comes_first(other, pending) for other in self.rows.values())
             case Event.SPLIT | Event.MERGE:
                 partner = self.rows[pending.other]
                 mirror = Event.BORN if pending.event is Event.SPLIT else Event.MERGED
@@ -254,6 +252,24 @@ class Ownership:
                 return False  # fires with its partner
             case _:
                 return True
+
+    @staticmethod
+    def _comes_first(other: Row, pending: Pending) -> bool:
+        """Whether the range that `pending` brings is not free yet, because of another row.
+
+        A range that we still hold under another id (it was split or merged since) must be
+        gone first: its release would delete what we are about to get. And where such a
+        gain waits, a later one of the same range waits behind it. Events wait for
+        older configurations only, in every group, so they cannot wait in a circle.
+        """
+        if other.state is not State.ABSENT and overlap(other.start, other.end, pending.start, pending.end):
+            return True
+        return any(
+            earlier.event in (Event.CREATED, Event.GAINED)
+            and earlier.epoch < pending.epoch
+            and overlap(earlier.start, earlier.end, pending.start, pending.end)
+            for earlier in other.queue
+        )
 
     def _fire_queued(self, row: Row, pending: Pending) -> list[Effect]:
         row.state = TRANSITIONS[row.state, pending.event]
@@ -296,7 +312,7 @@ class Ownership:
             assert row.epoch > 0
             assert (row.peer is not None) == (row.state not in (State.SERVING,)), row
             for other in held[position + 1 :]:
-                assert not row.overlaps(other.start, other.end), f"{row} overlaps {other}"
+                assert not overlap(row.start, row.end, other.start, other.end), f"{row} overlaps {other}"
         for row in self.rows.values():
             if row.state is State.SERVING:
                 assert row.served_epoch > 0

@@ -313,7 +313,7 @@ class World:
             await self.crash(process)
 
     async def start_all(self) -> None:
-        for process in self.processes.values():
+        for process in list(self.processes.values()):  # an admin may add one meanwhile
             await self.start(process)
 
     async def close(self) -> None:
@@ -370,13 +370,30 @@ class World:
 
     async def settle(self, timeout: float = 60.0) -> None:
         """Wait until every shard serves under the latest configuration, and nothing is left to release."""
-        async with asyncio.timeout(timeout):
-            while True:
-                overview = await self.overview()
-                serving, total = overview.settled()
-                if serving == total and not self.leftovers():
-                    return
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    overview = await self.overview()
+                    serving, total = overview.settled()
+                    if serving == total and not self.leftovers():
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError("\n".join(["it does not settle:", *self.leftovers(), *self.tell()])) from None
+
+    def tell(self) -> list[str]:
+        """A line for each replica: what a person asks first when nothing goes on."""
+        lines = []
+        for process in self.processes.values():
+            if process.server is None:
+                lines.append(f"{process.address}: down")
+                continue
+            core = process.rsm.core
+            lines.append(
+                f"{process.address}: {type(core.role).__name__} of term {core.term}, log to {core.log.last_index}, "
+                f"committed {core.commit_index}, applied {process.rsm.machine.applied.index}, {core.membership}"
+            )
+        return lines
 
     def leftovers(self) -> list[str]:
         """Rows that are on their way, at leaders that are up."""
