@@ -91,7 +91,12 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             )
         case m.InstallSnapshotReply():
             target.install_snapshot_reply.CopyFrom(
-                pb.InstallSnapshotReply(last_index=message.last_index, offset=message.offset, done=message.done)
+                pb.InstallSnapshotReply(
+                    last_index=message.last_index,
+                    chunk_offset=message.chunk_offset,
+                    offset=message.offset,
+                    done=message.done,
+                )
             )
         case m.ReadIndex():
             target.read_index.CopyFrom(pb.ReadIndex(seq=message.seq))
@@ -140,7 +145,7 @@ def _message(envelope: pb.Envelope) -> m.Message:
             )
         case "install_snapshot_reply":
             answer = envelope.install_snapshot_reply
-            return m.InstallSnapshotReply(answer.last_index, answer.offset, answer.done)
+            return m.InstallSnapshotReply(answer.last_index, answer.chunk_offset, answer.offset, answer.done)
         case "read_index":
             return m.ReadIndex(envelope.read_index.seq)
         case "read_index_reply":

@@ -82,9 +82,15 @@ class InstallSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class InstallSnapshotReply:
-    """Which byte of which snapshot the follower wants next; `done` once it is installed or not needed."""
+    """Which byte of which snapshot the follower wants next; `done` once it is installed or not needed.
+
+    `chunk_offset` names the chunk that this answers. The leader goes on at the answer to
+    the chunk that is out, and at no other: were each repeated answer to make a chunk, and
+    each chunk an answer, a network that repeats would soon carry nothing else.
+    """
 
     last_index: Index
+    chunk_offset: int
     offset: int
     done: bool
 

@@ -85,14 +85,16 @@ class InstallSnapshot(_message.Message):
     def __init__(self, last_index: _Optional[int] = ..., last_term: _Optional[int] = ..., total: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc: _Optional[int] = ...) -> None: ...
 
 class InstallSnapshotReply(_message.Message):
-    __slots__ = ("last_index", "offset", "done")
+    __slots__ = ("last_index", "offset", "done", "chunk_offset")
     LAST_INDEX_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_OFFSET_FIELD_NUMBER: _ClassVar[int]
     last_index: int
     offset: int
     done: bool
-    def __init__(self, last_index: _Optional[int] = ..., offset: _Optional[int] = ..., done: bool = ...) -> None: ...
+    chunk_offset: int
+    def __init__(self, last_index: _Optional[int] = ..., offset: _Optional[int] = ..., done: bool = ..., chunk_offset: _Optional[int] = ...) -> None: ...
 
 class ReadIndex(_message.Message):
     __slots__ = ("seq",)

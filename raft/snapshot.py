@@ -78,19 +78,27 @@ class SnapshotSender:
                 crc = int(google_crc32c.value(data))
                 self._send(self._peer, InstallSnapshot(meta.index, meta.term, total, offset, data, crc))
                 attempts += 1
-                try:
-                    async with asyncio.timeout(self._options.answer_seconds):
-                        reply = await self._answers.get()
-                except TimeoutError:
+                reply = await self._answer_to(offset)
+                if reply is None:
                     continue
                 if reply.done:
                     return meta.index
-                if reply.offset != offset:
-                    attempts = 0
+                attempts = 0
                 offset = min(reply.offset, total)
             return 0
         finally:
             self._source.close()
+
+    async def _answer_to(self, offset: int) -> InstallSnapshotReply | None:
+        """What the follower says to the chunk at `offset`; None if that brought nothing new in time."""
+        try:
+            async with asyncio.timeout(self._options.answer_seconds):
+                while True:
+                    reply = await self._answers.get()
+                    if reply.done or (reply.chunk_offset == offset and reply.offset != offset):
+                        return reply
+        except TimeoutError:
+            return None
 
 
 class SnapshotReceiver:
@@ -112,7 +120,7 @@ class SnapshotReceiver:
         meta = SnapshotMeta(chunk.last_index, chunk.last_term)
         if not self._wanted(meta.index):
             # Stale, repeated, or overtaken by the log: never roll the state back.
-            return InstallSnapshotReply(meta.index, 0, done=True)
+            return InstallSnapshotReply(meta.index, chunk.offset, 0, done=True)
         if meta != self._meta:
             self.abort()
             self._meta, self._sink = meta, self._open_sink(meta)
@@ -122,18 +130,18 @@ class SnapshotReceiver:
                 await self._sink.write(chunk.data)
                 self._offset += len(chunk.data)
             if self._offset < chunk.total:
-                return InstallSnapshotReply(meta.index, self._offset, done=False)
+                return InstallSnapshotReply(meta.index, chunk.offset, self._offset, done=False)
             await self._sink.finish()
         except ValueError as error:
             log.warning("snapshot at %d refused: %s; asking for it again", meta.index, error)
             self.abort()
-            return InstallSnapshotReply(meta.index, 0, done=False)
+            return InstallSnapshotReply(meta.index, chunk.offset, 0, done=False)
         sink, self._sink, self._meta, self._offset = self._sink, None, None, 0
         if self._wanted(meta.index):  # the log may have caught up while the last chunk was written
             self._install(meta, sink)
         else:
             sink.abort()
-        return InstallSnapshotReply(meta.index, chunk.total, done=True)
+        return InstallSnapshotReply(meta.index, chunk.offset, chunk.total, done=True)
 
     def abort(self) -> None:
         """Forget what was received so far."""

@@ -28,6 +28,7 @@ class Invariants:
         self.moves = 0  # times that a group began to serve something
         self._leaders: dict[tuple[Gid, Term], NodeId] = {}
         self._applied: dict[Gid, dict[Index, tuple[Term, bytes]]] = {}
+        self._commits: dict[Gid, dict[Index, tuple[Term, Term]]] = {}  # the entry's term, its committer's
         self._newest: dict[Gid, Index] = {}  # the newest entry that any replica applied
         self._served: dict[Gid, Served] = {}  # what the group serves as of that entry
         self._config_num: dict[Gid, int] = {}
@@ -60,16 +61,23 @@ class Invariants:
         core = replica.core
         if not core.is_leader:
             return
+        commits = self._commits.setdefault(gid, {})
         known = self._leaders.setdefault((gid, core.term), 0)
-        if known == core.id:
-            return
-        assert known == 0, f"group {gid}: {known} and {core.id} both led term {core.term}"
-        self._leaders[gid, core.term] = core.id
-        self.elections += 1
-        for index, (term, _) in self._applied.get(gid, {}).items():
-            if term < core.term and index > core.log.base_index:
-                found = core.log.term_at(index)
-                assert found == term, f"group {gid}: leader {core.id} lacks committed entry {index}"
+        if known == 0:
+            self._leaders[gid, core.term] = core.id
+            self.elections += 1
+            for index, (term, committed_in) in commits.items():
+                if committed_in < core.term and index > core.log.base_index:
+                    found = core.log.term_at(index)
+                    assert found == term, f"group {gid}: leader {core.id} lacks committed entry {index}"
+        else:
+            assert known == core.id, f"group {gid}: {known} and {core.id} both led term {core.term}"
+        index = core.commit_index
+        while index > core.log.base_index and index not in commits:
+            term = core.log.term_at(index)
+            assert term is not None
+            commits[index] = (term, core.term)
+            index -= 1
 
     def _look_at_shards(self, gid: Gid, machine: ShardMachine) -> None:
         """Each key is served by at most one group, and configurations only go up.

@@ -78,6 +78,9 @@ class RaftWorld:
             node=NodeOptions(core=core or Options()), compact_bytes=compact_bytes, segment_bytes=4096
         )
         self.leaders: dict[int, int] = {}  # term -> who led it
+        self.commits: dict[
+            int, tuple[int, int]
+        ] = {}  # index -> (the entry's term, that of the leader that committed)
         self.committed: dict[int, tuple[int, bytes]] = {}  # index -> (term, data), as first applied
 
     # ---- life and death
@@ -220,9 +223,11 @@ class RaftWorld:
         if core.is_leader:  # Election Safety
             leader = self.leaders.setdefault(core.term, core.id)
             assert leader == core.id, f"{leader} and {core.id} both led term {core.term}"
-            for index, (term, _) in self.committed.items():  # Leader Completeness
-                if term < core.term and index > core.log.base_index:
+            for index, (term, committed_in) in self.commits.items():  # Leader Completeness
+                if committed_in < core.term and index > core.log.base_index:
                     assert core.log.term_at(index) == term, f"the leader lacks committed entry {index}"
+            for index in range(max(core.log.base_index, len(self.commits)) + 1, core.commit_index + 1):
+                self.commits.setdefault(index, (core.log.term_at(index) or 0, core.term))
         for other in self.replicas.values():  # Log Matching, at the ends
             shared = min(core.log.last_index, other.core.log.last_index)
             while shared > max(core.log.base_index, other.core.log.base_index):
