@@ -39,6 +39,7 @@ class Process:
     address: str
     pid: int
     data: str
+    listen: str = ""  # where it binds, if not at `address`: something stands before it
 
     @property
     def running(self) -> bool:
@@ -135,13 +136,15 @@ class Cluster:
             options += ["--shards", str(self.shards)]
         else:
             options += ["--gid", str(process.gid), "--controllers", ",".join(self.addresses("controller", 0))]
+        if process.listen:
+            options += ["--listen", process.listen]
         if self.ephemeral:
             options.append("--ephemeral")
         return [sys.executable, "-m", "shardkv.cli.main", "serve", process.role, *options]
 
     def start(self, process: Process) -> None:
         """Start one process that is down. Raises ClusterError if its port is taken."""
-        host, _, port = process.address.rpartition(":")
+        host, _, port = (process.listen or process.address).rpartition(":")
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

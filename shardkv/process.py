@@ -68,6 +68,9 @@ class ProcessOptions:
     controllers: tuple[str, ...] = ()
     initial_shards: int = 8
     ephemeral: bool = False
+    listen: str = (
+        ""  # host:port to bind, where that is not `address`: behind a NAT, a container's port, a proxy
+    )
     limits: Limits = field(default_factory=Limits)
     rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
 
@@ -149,12 +152,13 @@ async def _listen(
     door = FrontDoor(options.cluster, handler, on_post, socket)
     try:
         await listener.start()
-        host, _, port = options.address.rpartition(":")
+        at = options.listen or options.address
+        host, _, port = at.rpartition(":")
         try:
             await door.open(host.strip("[]"), int(port))
         except OSError as error:
-            raise CannotStart(f"{options.address} cannot be listened on: {error.strerror or error}") from None
-        log.info("listening on %s", options.address)
+            raise CannotStart(f"{at} cannot be listened on: {error.strerror or error}") from None
+        log.info("listening on %s", at)
         await ended
     finally:
         await door.close()

@@ -25,6 +25,10 @@ def _addresses(context: click.Context, parameter: click.Parameter, value: str) -
         raise click.BadParameter(str(error)) from None
 
 
+def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    return _addresses(context, parameter, value)[0] if value else ""
+
+
 def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
@@ -37,6 +41,9 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--peers", callback=_addresses, required=True, help="All replicas, in order: host:port,…"),
         click.option(
             "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="Its directory."
+        ),
+        click.option(
+            "--listen", callback=_address, default="", help="host:port to bind, if not that in --peers."
         ),
         click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
     ):

@@ -114,35 +114,50 @@ def is_seen(write: Operation, operations: list[Operation]) -> bool:
 
 
 def key_is_linearizable(operations: list[Operation]) -> bool:
-    """Depth-first search over (what has taken effect, state); states seen before are not searched again."""
-    count = len(operations)
-    known = sum(1 << i for i, op in enumerate(operations) if op.returned != inf)
-    seen: set[tuple[int, Value]] = set()
-    stack: list[tuple[int, Value]] = [(0, None)]
+    """Depth-first search over (what has taken effect, state); states seen before are not searched again.
+
+    `operations` are in the order of their calls. What has taken effect is kept small, so that
+    long histories stay cheap: the answered ones are all that were called before number
+    `first`, and a set of bits from there on; the unanswered ones are a set of their own.
+    """
+    known = [op for op in operations if op.returned != inf]
+    open_ended = [op for op in operations if op.returned == inf]
+    seen: set[tuple[int, int, int, Value]] = set()
+    stack: list[tuple[int, int, int, Value]] = [(0, 0, 0, None)]
     while stack:
-        done, value = stack.pop()
-        if done & known == known:
+        first, later, unanswered, value = stack.pop()
+        if first == len(known):
             return True
         # Whatever is next must have been called before the first pending answer came.
-        first = next(i for i in range(count) if not done >> i & 1)
-        horizon = inf
-        for i in range(first, count):
-            if operations[i].called > horizon:
+        horizon, candidates = inf, []
+        for i in range(first, len(known)):
+            if known[i].called > horizon:
                 break
-            if not done >> i & 1:
-                horizon = min(horizon, operations[i].returned)
-        candidates = []
-        for i in range(first, count):
-            if operations[i].called > horizon:
-                break
-            if not done >> i & 1:
+            if not later >> (i - first) & 1:
                 candidates.append(i)
-        # The last one pushed is tried first: what returned first most likely came first.
-        for i in sorted(candidates, key=lambda i: -operations[i].returned):
-            operation = operations[i]
-            fits, after = step(operation, value)
-            state = (done | 1 << i, after)
-            if fits and state not in seen:
+                horizon = min(horizon, known[i].returned)
+        # The last one pushed is tried first: what returned first most likely came first,
+        # and what never returned most likely never came.
+        for i, operation in enumerate(open_ended):
+            if operation.called > horizon:
+                break
+            if not unanswered >> i & 1:
+                fits, after = step(operation, value)
+                state = (first, later, unanswered | 1 << i, after)
+                if fits and after != value and state not in seen:
+                    seen.add(state)
+                    stack.append(state)
+        for i in sorted(candidates, key=lambda i: -known[i].returned):
+            if known[i].called > horizon:
+                continue
+            fits, after = step(known[i], value)
+            if not fits:
+                continue
+            done, begin = later | 1 << (i - first), first
+            while done & 1:
+                done, begin = done >> 1, begin + 1
+            state = (begin, done, unanswered, after)
+            if state not in seen:
                 seen.add(state)
                 stack.append(state)
     return False

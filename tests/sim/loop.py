@@ -126,10 +126,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def world_time() -> float:
-    """Seconds since the simulation began, by the clock of the world."""
+    """Seconds by a clock that is the same for all: the simulated world's, or on a real loop the real one."""
     loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return loop.world_time()
+    return loop.world_time() if isinstance(loop, VirtualLoop) else loop.time()
 
 
 def run(main: Coroutine[Any, Any, T], limit: float = 10_000.0) -> T:

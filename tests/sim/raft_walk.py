@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field, replace
 from random import Random
+from typing import Any
 
 from raft.core import Raft
 from raft.errors import RaftError
@@ -44,11 +45,11 @@ class Replica:
     next_tick: float = TICK
     writes: deque[Write] = field(default_factory=deque)
     # The disk: hard state, log, and the state machine that goes with its base.
-    saved: HardState = HardState()
+    saved: HardState = field(default_factory=HardState)
     base: tuple[Index, Term] = (0, 0)
-    base_membership: Membership = Membership(frozenset())  # noqa: RUF009: frozen
+    base_membership: Membership = field(default_factory=lambda: Membership(frozenset()))
     entries: list[Entry] = field(default_factory=list)
-    machine_membership: Membership = Membership(frozenset())  # noqa: RUF009: frozen
+    machine_membership: Membership = field(default_factory=lambda: Membership(frozenset()))
     applied: Index = 0
 
 
@@ -99,13 +100,16 @@ class Walk:
         self._loss = rng.choice([0.0, 0.05, 0.3])
         self._repeat = rng.choice([0.0, 0.1])
         self._disorder = rng.choice([0.05, 0.5, 1.0])  # else the oldest message of the bag comes next
-        if rng.random() < 0.25:
+        drawn = rng.random()
+        if drawn < 0.25:
             self._calm(ticks)
+        elif drawn < 0.5:
+            self._strand()
 
     def _calm(self, ticks: int) -> None:
         """Leases, leaders that are cut off or hand over, and little else: so that successors are quick."""
         self._loss = self._repeat = self._disorder = 0.0
-        self.options = replace(self.options, lease_seconds=ticks * TICK * 0.7, max_append_bytes=1 << 20)
+        self._set_options(lease_seconds=ticks * TICK * 0.7, max_append_bytes=1 << 20)
         self._kinds = {
             self._deliver: 60.0,
             self._write: 40.0,
@@ -115,6 +119,23 @@ class Walk:
             self._cut: 0.7,
             self._transfer: 0.3,
         }
+
+    def _strand(self) -> None:
+        """Leaders that crash or are cut off with a tail that few have, one entry a message: Figure 8."""
+        self._loss = self._repeat = 0.0
+        self._disorder = 0.05
+        self._set_options(lease_seconds=0.0, max_append_bytes=1, window_messages=1)
+        self._kinds = {
+            self._deliver: 40.0,
+            self._write: 30.0,
+            self._pass_time: 6.0,
+            self._propose: 8.0,
+            self._crash: 1.0,
+            self._cut: 1.0,
+        }
+
+    def _set_options(self, **changes: Any) -> None:
+        self.options = replace(self.options, **changes)
         for replica in self.replicas.values():
             replica.core.options = self.options
 

@@ -133,8 +133,12 @@ def run_seed(seed: int) -> Outcome:
         signal.alarm(0)
 
 
+class TookTooLong(KeyboardInterrupt):
+    """Of this kind, because an event loop catches and logs any other that a callback raises."""
+
+
 def _took_too_long(*_: object) -> None:
-    raise TimeoutError(f"{WALL_SECONDS} real seconds: events without end?")
+    raise TookTooLong(f"{WALL_SECONDS} real seconds: events without end?")
 
 
 def soak(seeds: Iterable[int], workers: int) -> int:
