@@ -564,7 +564,8 @@ class Raft:
 
     def _on_match(self, leader: Leader, sender: NodeId, peer: Progress, match_index: Index) -> None:
         news = peer.matched(match_index)
-        if peer.mode is Mode.PROBE or (peer.mode is Mode.SNAPSHOT and peer.match_index >= peer.snapshot_index):
+        goal = peer.snapshot_index if peer.mode is Mode.SNAPSHOT else peer.probe_end
+        if peer.mode is not Mode.REPLICATE and peer.match_index >= min(goal, self.log.last_index):
             peer.become_replicate()
         if news:
             self._advance_commit()

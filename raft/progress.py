@@ -32,6 +32,7 @@ class Progress:
     match_index: Index = 0
     mode: Mode = Mode.PROBE
     probe_sent: bool = False  # PROBE: a message is out, wait for its answer or the next heartbeat
+    probe_end: Index = 0  # PROBE: what it must match to be over
     recently_active: bool = True  # heard from since the last CheckQuorum
     read_seq: int = 0  # newest read round this replica has confirmed
     confirmed_at: float = 0.0  # when the newest round that it confirmed was *sent*
@@ -51,6 +52,7 @@ class Progress:
         """Entries up to `last_index` left."""
         if self.mode is Mode.PROBE:
             self.probe_sent = True
+            self.probe_end = last_index
         else:
             self.next_index = last_index + 1
             self.in_flight.append((last_index, size))
@@ -66,8 +68,13 @@ class Progress:
         return news
 
     def become_probe(self) -> None:
-        """Start over from what is known to match."""
+        """Start over from what is known to match.
+
+        Only news ends it. Were an old answer enough, then among reordered messages each
+        rejection would bring another window of them, and each of these more rejections.
+        """
         self.mode = Mode.PROBE
+        self.probe_end = self.match_index + 1
         self.probe_sent = False
         self.next_index = self.match_index + 1
         self.in_flight.clear()
