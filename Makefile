@@ -6,8 +6,9 @@ SRC := raft shardctrler shardkv client tests bench
 PROTOS := $(wildcard proto/*/*.proto)
 
 SEEDS ?= 200
+CHAOS_SECONDS ?= 60
 
-.PHONY: up venv test lint unit proto proto-check sim-soak acceptance bench clean
+.PHONY: up venv test lint unit proto proto-check sim-soak chaos acceptance bench clean
 
 up: venv
 	$(BIN)/shardkv up
@@ -40,6 +41,10 @@ proto-check: venv
 # The whole cluster in virtual time, SEEDS times, with every fault; stops at the first failure.
 sim-soak: venv
 	$(BIN)/python -m tests.sim.soak --seeds $(SEEDS)
+
+# Real processes for CHAOS_SECONDS: killed, stopped, cut off and rearranged under load; then judged.
+chaos: venv
+	$(BIN)/python -m tests.chaos.run --seconds $(CHAOS_SECONDS)
 
 # Real processes, real input: load, kill and gap; about two minutes.
 acceptance: venv

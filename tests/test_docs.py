@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from shardkv.cli.main import main
 from shardkv.ownership import TRANSITIONS
+from tests.test_mutants import MUTANTS
 
 pytestmark = pytest.mark.quick
 
@@ -96,3 +97,9 @@ def test_every_scenario_id_of_this_release_has_a_test() -> None:
     ids += [f"c_{n}" for n in range(1, 7)] + [f"s_{n}" for n in range(1, 11)] + ["s_8b"]
     for id in ids:
         assert f"def test_{id}_" in named, f"no test carries {id}"
+
+
+def test_every_mutant_is_in_the_table() -> None:
+    told = (ROOT / "docs/testing.md").read_text()
+    for mutant in MUTANTS:
+        assert mutant.__name__.replace("_", " ") in told, f"docs/testing.md lacks {mutant.__name__}"

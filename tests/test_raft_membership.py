@@ -11,7 +11,7 @@ from raft.core import Raft
 from raft.errors import Busy, NotLeader, Stopped
 from raft.log import Log
 from raft.membership import Memberships
-from raft.messages import AppendEntries, AppendReply, Envelope, TimeoutNow
+from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, TimeoutNow
 from raft.quorum import Membership
 from raft.ready import Options
 from raft.reconfigure import reconfigure
@@ -244,3 +244,15 @@ def test_a_leader_that_is_no_member_any_more_leads_until_that_is_committed() -> 
     assert raft.is_leader and raft.membership.voters == {2}
     answer(raft, 2)
     assert not raft.is_leader
+
+
+def test_a_replica_left_out_may_lead_until_that_is_committed() -> None:
+    """Walk 97: only the one that the newest membership leaves out had the log to lead with (Figure 4.6)."""
+    two = Membership(frozenset({1, 2}))
+    left = Entry(1, 1, Kind.MEMBERSHIP, Membership(frozenset({2})).encode())
+    raft = Raft(1, Memberships(0, two, [left]), Log(0, 0, [left]), HardState(1, 1), 0, Random(1), Options())
+    assert raft.memberships.may_campaign(1, commit_index=0)
+    assert not raft.memberships.may_campaign(1, commit_index=1)
+    for _ in range(2 * raft.options.election_ticks):
+        raft.tick(0.0)
+    assert [e.to for e in raft.ready(0.0).messages if isinstance(e.message, RequestVote)] == [2]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from itertools import permutations
+
+import pytest
 
 from raft.errors import RaftError
 from raft.messages import InstallSnapshot
+from tests.sim import loop
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
 
@@ -212,3 +216,42 @@ async def test_r_s5_a_crash_while_a_snapshot_is_taken_in_leaves_old_or_new(world
         await world.converge()
     names = {name for disk in world.disks.values() for name in disk.files}
     assert all(name == "state" or name.startswith("wal-") for name in names), "no temporary file is left"
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_a_fault_at_every_write_and_sync_stops_the_replica_and_loses_nothing(error: int) -> None:
+    """Scenario "beyond them" 4: the log, its segments, the state file; one fault at each in turn."""
+
+    async def faults_until_none_comes() -> int:
+        at = 0
+        while True:
+            at += 1
+            world = RaftWorld(1, seed=at, compact_bytes=60)
+            await world.start()
+            await world.leader()
+            faults = world.disks[1].faults
+            faults.fail_at, faults.error = at, error
+            acknowledged: list[str] = []
+            replica = world.replicas[1]
+            for n in range(40):
+                try:
+                    await replica.propose(b"value %d" % n)
+                except RaftError:
+                    break
+                acknowledged.append(f"value {n}")
+            fault, pending = replica.node.fault, faults.fail_at
+            faults.fail_at = 0
+            await world.crash([1])
+            if fault is not None:
+                assert isinstance(fault, OSError) and fault.errno == error, "a clear error"
+            await world.start([1])
+            await world.propose("after")
+            values = world.values(1)
+            assert values[: len(acknowledged)] == acknowledged, f"fault {at}: an acknowledged entry is lost"
+            assert len(set(values)) == len(values)
+            await world.crash([1])
+            if pending:
+                return at  # it was beyond the last write of this story
+
+    points = loop.run(faults_until_none_comes())
+    assert points > 40, f"only {points} places to fail at: the log and the state file have more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -15,6 +16,7 @@ from raft.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
+    InstallSnapshot,
     ReadIndex,
     ReadIndexReply,
     RequestVote,
@@ -177,6 +179,50 @@ def test_a_probed_follower_gets_one_message_until_it_answers() -> None:
     assert to_three.mode is Mode.REPLICATE
     sent = [e for e in settle(raft) if e.to == 3 and isinstance(e.message, AppendEntries)]
     assert sum(len(e.message.entries) for e in sent) == 5
+
+
+def test_an_old_answer_does_not_end_a_probe() -> None:
+    """Seed 1823: reordered messages, each rejection bringing another window of them, without end."""
+    raft = core(max_append_bytes=1, window_messages=8)
+    elect(raft)
+    acknowledge(raft, 2, 1)
+    acknowledge(raft, 3, 1)
+    for _ in range(8):
+        raft.propose(b"x")
+    settle(raft)
+    peer = raft.role.progress[3]  # type: ignore[union-attr]
+    sent = 0
+    for _ in range(50):  # each time: "I lack what comes before", and a repeated "I have the first"
+        raft.step(Envelope(3, 1, raft.term, AppendReply(False, 0, 0, 5, 0, 2)))
+        acknowledge(raft, 3, 1)
+        sent += sum(e.to == 3 and isinstance(e.message, AppendEntries) for e in settle(raft))
+    assert peer.mode is Mode.PROBE
+    assert sent <= 2, f"{sent} messages for answers that told nothing new"
+    acknowledge(raft, 3, 2)
+    assert peer.mode is Mode.REPLICATE
+
+
+@in_world(3, seed=1220, compact_bytes=200, weather=Weather(repeat=0.5))
+async def test_repeated_answers_do_not_multiply_a_snapshot_s_chunks(world: RaftWorld) -> None:
+    """Seed 1220: each repeated answer made a chunk, and each chunk an answer."""
+    for replica in world.replicas.values():
+        options = replica.node._options
+        replica.node._options = replace(options, snapshots=replace(options.snapshots, chunk_bytes=50))
+    await world.crash([3])
+    for n in range(200):
+        await world.propose(f"{n:020}", among=[1, 2])
+    size = max(len(replica.machine.dump()) for replica in world.replicas.values())
+    chunks = 0
+
+    def count(source: str, target: str, mail: list[Envelope]) -> None:
+        nonlocal chunks
+        chunks += sum(isinstance(envelope.message, InstallSnapshot) for envelope in mail)
+
+    world.network.on_mail = count
+    await world.start([3])
+    await world.converge()
+    assert chunks > size // 50, "it came by snapshot"
+    assert chunks < 3 * (size // 50 + 10), f"{chunks} chunks for {size // 50}"
 
 
 def test_the_window_bounds_what_is_in_flight_and_losing_it_all_is_noticed() -> None:

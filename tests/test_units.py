@@ -20,12 +20,14 @@ from raft.types import Entry, Kind, SnapshotMeta
 from shardctrler.codec import change_to_pb
 from shardctrler.shard_map import Change, Group, Merge, Move, Split
 from shardkv import commands, frames, layout
+from shardkv import shardkv_pb2 as pb
 from shardkv.engine import Batch, Engine, MemoryEngine
 from shardkv.frames import MalformedFrame, Status
+from shardkv.lending import Closing, Pace
 from shardkv.machine import ShardMachine
-from shardkv.ownership import TRANSITIONS, Drop, Event, Ownership, State
+from shardkv.ownership import JOURNAL, TRANSITIONS, Cursor, Drop, Event, Ownership, Row, State
 from shardkv.rocks import RocksEngine
-from shardkv.rows import decode_row, encode_row
+from shardkv.rows import cursor_to_pb, decode_row, encode_row
 from tests.sim.disk import SimDisk
 
 quick = pytest.mark.quick
@@ -303,6 +305,34 @@ def test_a_range_is_not_fetched_while_its_old_copy_is_frozen() -> None:
 
 
 @quick
+def test_gains_of_one_range_wait_for_one_another_in_order() -> None:
+    """Seed 1172: a later gain went first, and giver and taker waited for each other for ever.
+
+    Shard 1 is lent whole and frozen; meanwhile the other group splits it, gives the right
+    half, takes it back, merges, and gives the whole.
+    """
+    ownership = Ownership(1)
+    ownership.learn(CREATED)
+    ownership.learn(LOST)
+    ownership.closed(1, 2)
+    ownership.learn(Change(3, split=Split(1, b"m", 2, holder=2)))
+    ownership.learn(Change(4, moves=(Move(2, b"m", b"", TWO, ONE),)))
+    ownership.learn(Change(5, moves=(Move(2, b"m", b"", ONE, TWO),)))
+    ownership.learn(Change(6, merge=Merge(1, 2, holder=2)))
+    ownership.learn(Change(7, moves=(Move(1, b"", b"", TWO, ONE),)))
+    ownership.rows = dict(reversed(ownership.rows.items()))  # a restart may reorder them: no matter
+    ownership.released(1, 2)
+    assert ownership.rows[2].state is State.PULLING, "what was given first comes first"
+    assert ownership.rows[1].state is State.ABSENT
+    ownership.installed(2, 4)
+    assert ownership.rows[2].state is State.LENDING
+    ownership.closed(2, 5)
+    ownership.released(2, 5)
+    assert ownership.rows[1].state is State.PULLING
+    ownership.check()
+
+
+@quick
 def test_a_split_and_a_merge_wait_for_both_rows() -> None:
     ownership = Ownership(2)
     ownership.learn(Change(1, moves=(Move(1, b"", b"", ONE, TWO),)))
@@ -320,6 +350,22 @@ def test_a_split_and_a_merge_wait_for_both_rows() -> None:
     assert ownership.serves_epoch(1, 1) and not ownership.serves_epoch(1, 4)
     for one in ownership.rows.values():
         assert decode_row(encode_row(one)) == one
+
+
+@quick
+def test_a_move_ends_although_clients_write_faster_than_it_copies() -> None:
+    """Seed 21: what was left to copy never got small enough to stop for."""
+    pace = Pace()
+    closing, row = Closing(pace), Row(1, State.LENDING, epoch=5)
+    requests = 0
+    for position in range(0, 10**9, 10):
+        row.journal = 1000 * pace.close_at + 20 * position
+        request = pb.PullRequest(shard=1, epoch=5)
+        getattr(request, "from").CopyFrom(cursor_to_pb(Cursor(JOURNAL, b"", position)))
+        requests += 1
+        if closing.is_due(row, request):
+            break
+    assert requests == pace.patience + 1
 
 
 # ---- frames

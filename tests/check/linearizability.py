@@ -106,11 +106,24 @@ def shortest_wrong_prefix(operations: list[Operation]) -> list[Operation]:
 
 
 def is_seen(write: Operation, operations: list[Operation]) -> bool:
-    """Whether what an unanswered write wrote shows in any answer. Written values are unique."""
+    """Whether what an unanswered write wrote shows in any answer. Written values are unique, and end in a ";"."""
     token = write.argument[1] if isinstance(write.argument, tuple) else write.argument
+    assert isinstance(token, bytes) or write.kind == "delete"
     return write.kind == "delete" or any(
-        isinstance(op.result, bytes) and isinstance(token, bytes) and token in op.result for op in operations
+        isinstance(op.result, bytes) and b";" + token in b";" + op.result for op in operations
     )
+
+
+def prefix_of(write: Operation, operations: list[Operation]) -> bytes | None:
+    """What an append was added to, if any answer shows it: values only grow until they are replaced."""
+    if write.kind == "append":
+        assert isinstance(write.argument, bytes)
+        for operation in operations:
+            if isinstance(operation.result, bytes):
+                prefix, token, _ = (b";" + operation.result).partition(b";" + write.argument)
+                if token:
+                    return (prefix + b";")[1:]
+    return None
 
 
 def key_is_linearizable(operations: list[Operation]) -> bool:
@@ -122,8 +135,19 @@ def key_is_linearizable(operations: list[Operation]) -> bool:
     """
     known = [op for op in operations if op.returned != inf]
     open_ended = [op for op in operations if op.returned == inf]
-    seen: set[tuple[int, int, int, Value]] = set()
-    stack: list[tuple[int, int, int, Value]] = [(0, 0, 0, None)]
+    before = {i: prefix for i, op in enumerate(open_ended) if (prefix := prefix_of(op, known)) is not None}
+    # What is known to lead nowhere, or is being tried: (first, later, value) -> sets of unanswered ones.
+    seen: dict[tuple[int, int, Value], list[int]] = defaultdict(list)
+    stack: list[tuple[int, int, int, Value]] = []
+
+    def consider(first: int, later: int, unanswered: int, value: Value) -> None:
+        """Try it unless it was, with no more of the unanswered used up: those may always wait, or never be."""
+        tried = seen[first, later, value]
+        if not any(used & unanswered == used for used in tried):
+            tried.append(unanswered)
+            stack.append((first, later, unanswered, value))
+
+    consider(0, 0, 0, None)
     while stack:
         first, later, unanswered, value = stack.pop()
         if first == len(known):
@@ -138,26 +162,25 @@ def key_is_linearizable(operations: list[Operation]) -> bool:
                 horizon = min(horizon, known[i].returned)
         # The last one pushed is tried first: what returned first most likely came first,
         # and what never returned most likely never came.
+        deleted = False
         for i, operation in enumerate(open_ended):
             if operation.called > horizon:
                 break
-            if not unanswered >> i & 1:
-                fits, after = step(operation, value)
-                state = (first, later, unanswered | 1 << i, after)
-                if fits and after != value and state not in seen:
-                    seen.add(state)
-                    stack.append(state)
+            if unanswered >> i & 1 or (operation.kind == "delete" and deleted):
+                continue  # all unanswered that could delete here are alike: the oldest will do
+            deleted = deleted or operation.kind == "delete"
+            if i in before and before[i] != (value or b""):
+                continue  # not where those who saw it saw it
+            _, after = step(operation, value)
+            if after != value:
+                consider(first, later, unanswered | 1 << i, after)
         for i in sorted(candidates, key=lambda i: -known[i].returned):
             if known[i].called > horizon:
                 continue
             fits, after = step(known[i], value)
-            if not fits:
-                continue
-            done, begin = later | 1 << (i - first), first
-            while done & 1:
-                done, begin = done >> 1, begin + 1
-            state = (begin, done, unanswered, after)
-            if state not in seen:
-                seen.add(state)
-                stack.append(state)
+            if fits:
+                done, begin = later | 1 << (i - first), first
+                while done & 1:
+                    done, begin = done >> 1, begin + 1
+                consider(begin, done, unanswered, after)
     return False

@@ -19,6 +19,8 @@ class DiskFaults:
     slow: float = 0.0  # chance that a sync takes 50 times as long
     failing: bool = False  # every write fails from now on (EIO), perhaps after a part of it was done
     full: bool = False  # every write fails from now on (ENOSPC)
+    fail_at: int = 0  # the how-manyth sync from now fails, once (0: none)
+    error: int = errno.EIO  # how it fails
     crash: float = 0.0  # chance that the process dies at a sync: just before it counts, or just after
 
 
@@ -75,6 +77,10 @@ class SimDirectory:
         await self._if_alive()
         if faults.failing or faults.full:
             raise OSError(errno.EIO if faults.failing else errno.ENOSPC, "simulated disk fault")
+        if faults.fail_at:
+            faults.fail_at -= 1
+            if not faults.fail_at:
+                raise OSError(faults.error, "simulated disk fault")
         dies = rng.random() < faults.crash
         if dies and rng.random() < 0.5:
             self._disk.on_crash_point()
