@@ -114,6 +114,19 @@ class ReplicatedMachine:
         return self.core.leader
 
     @property
+    def members(self) -> dict[str, dict[str, str]]:
+        """Who votes and who learns, with addresses; for people and their tools."""
+        membership = self.core.membership
+        return {
+            kind: {str(node): membership.addresses.get(node, "") for node in sorted(nodes)}
+            for kind, nodes in (
+                ("voters", membership.voters),
+                ("outgoing", membership.outgoing),
+                ("learners", membership.learners),
+            )
+        }
+
+    @property
     def leader_address(self) -> str:
         """Where the leader listens, as far as this replica knows; else empty."""
         return self.core.membership.addresses.get(self.core.leader, "")

@@ -58,7 +58,11 @@ class CannotStart(Exception):
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """What one process is. `peers` are the addresses of all replicas; replica n is the n-th."""
+    """What one process is. `peers` are the addresses of the group's first replicas; replica n is the n-th.
+
+    One that joins a group later has no peers, but its own address: whoever leads the group
+    makes it a member, and from then on its log says who the others are.
+    """
 
     replica: int
     peers: tuple[str, ...]
@@ -71,16 +75,18 @@ class ProcessOptions:
     listen: str = (
         ""  # host:port to bind, where that is not `address`: behind a NAT, a container's port, a proxy
     )
+    joins_as: str = ""  # host:port of a replica that joins
     limits: Limits = field(default_factory=Limits)
     rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
 
     @property
     def address(self) -> str:
-        return self.peers[self.replica - 1]
+        return self.joins_as or self.peers[self.replica - 1]
 
     @property
     def addresses(self) -> dict[int, str]:
-        return dict(enumerate(self.peers, 1))
+        """The group's first members; none for one that joins."""
+        return {} if self.joins_as else dict(enumerate(self.peers, 1))
 
 
 def clock_ms() -> int:

@@ -156,6 +156,7 @@ class GroupServer:
             "role": "leader" if self.replica.is_leader else "follower",
             "leader": self.replica.leader_address,
             "term": core.term,
+            "members": self.replica.members,
             "commit_index": core.commit_index,
             "applied_index": machine.applied.index,
             "log_bytes": core.log.size_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -19,7 +20,7 @@ import grpc
 import pytest
 
 from bench.acceptance import kill, load
-from bench.live import SHARDKV, LiveCluster, free_port_base
+from bench.live import SHARDKV, Appenders, LiveCluster, free_port_base
 from client import (
     AsyncShardClerk,
     ClerkClosed,
@@ -60,6 +61,58 @@ def test_real_input_survives_joins_moves_splits_and_leaves() -> None:
 def test_sigkill_of_every_leader_and_then_of_everything() -> None:
     """Point 3 of the acceptance."""
     kill()
+
+
+def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) -> None:
+    """Its disk is gone. Writes go on; the newcomer counts: afterwards an old member may die as well."""
+    with LiveCluster(groups=1, controllers=1, replicas=3) as live, live.clerk() as clerk:
+        cluster = live.cluster()
+        appenders = Appenders(clerk).start()
+        leader = live.leader(1)
+        dead, other = [p for p in cluster.processes if p.role == "group" and p.address != leader.address]
+        cluster.kill(dead)
+        shutil.rmtree(dead.data)
+        address = f"127.0.0.1:{free_port_base()}"
+        command = [*SHARDKV, "serve", "group", "--gid", "1", "--id", "4", "--join", address]
+        command += ["--data", str(tmp_path / "new"), "--controllers", ",".join(live.controllers)]
+        early = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
+        assert early.returncode == 1 and "nothing answers" in early.stderr
+        newcomer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            until_it_accepts(address)
+            done = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
+            assert done.returncode == 0, done.stderr
+            again = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
+            assert again.returncode == 0, "what is done may be asked for again"
+            said = live.json("admin", "member", "list", "1")
+            assert {row["replica"] for row in said} == {1, 2, 3, 4} - {dead.index + 1}
+            assert all(row["member"] == "voter" for row in said)
+            gap = appenders.longest_gap
+            cluster.kill(other)  # the newcomer and the leader are a majority
+            clerk.put("after", "two of three, one of them new")
+            refused = run(live, "admin", "member", "remove", "1", "4")
+            assert refused.returncode == 1 and "could not go on" in refused.stderr
+            unknown = run(live, "admin", "member", "replace", "1", "9", "10=127.0.0.1:1")
+            assert unknown.returncode == 1 and "no replica 9" in unknown.stderr
+            assert appenders.stop() > 0
+            appenders.verify()
+            assert gap < 1.0, f"{gap:.2f} s without an append while a follower was replaced"
+        finally:
+            newcomer.terminate()
+            newcomer.wait(30)
+
+
+def until_it_accepts(address: str) -> None:
+    """Wait until somebody listens at `address`."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens at {address}"
+            time.sleep(0.05)
 
 
 def test_the_command_line_s_contract(live: LiveCluster) -> None:

@@ -7,6 +7,7 @@ import click
 from shardkv.cli.admin import admin
 from shardkv.cli.bench import bench
 from shardkv.cli.data import append, cas, delete, get, put, scan
+from shardkv.cli.members import member
 from shardkv.cli.serve import serve
 from shardkv.cli.up import down, up
 
@@ -20,6 +21,7 @@ def main() -> None:
     """
 
 
+admin.add_command(member)
 for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench):
     main.add_command(command)
 

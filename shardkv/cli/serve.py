@@ -20,6 +20,8 @@ def serve() -> None:
 
 def _addresses(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     try:
+        if not value and parameter.name == "peers":
+            return ()  # a replica that joins has none
         return split_addresses(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
@@ -36,9 +38,18 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "replica",
             type=click.IntRange(min=1),
             required=True,
-            help="Which of --peers this is, from 1.",
+            help="Which of --peers this is, from 1; with --join a number never used in the group before.",
         ),
-        click.option("--peers", callback=_addresses, required=True, help="All replicas, in order: host:port,…"),
+        click.option(
+            "--peers", callback=_addresses, default="", help="The group's first replicas, in order: host:port,…"
+        ),
+        click.option(
+            "--join",
+            "joins_as",
+            callback=_address,
+            default="",
+            help="host:port of a new replica, instead of --peers: `admin member` lets it in.",
+        ),
         click.option(
             "--data", type=click.Path(path_type=Path, file_okay=False), required=True, help="Its directory."
         ),
@@ -52,7 +63,9 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _run(options: ProcessOptions) -> None:
-    if options.replica > len(options.peers):
+    if bool(options.peers) == bool(options.joins_as):
+        raise click.UsageError("give --peers, or --join for a replica that joins the group later")
+    if options.peers and options.replica > len(options.peers):
         raise click.UsageError(f"--id {options.replica}, but --peers names {len(options.peers)}")
     sys.exit(run(options))
 

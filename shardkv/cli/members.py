@@ -1,0 +1,267 @@
+"""admin member list, add, remove, replace: who the replicas of a group, or of the controller, are.
+
+The group's leader does the work (`raft/reconfigure.py`): newcomers learn first, then all
+change at once. Every command says what the members should be, so one that was cut off
+may be given again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from raft.answers import Code, parse
+from raft.doors import Unreachable
+from raft.quorum import majority
+from shardkv.cli.admin import Session, with_session
+from shardkv.cli.common import (
+    UNREACHABLE,
+    Failed,
+    controllers_option,
+    handled,
+    output_option,
+    print_json,
+    print_table,
+)
+from shardkv.cli.overview import ask_status
+from shardkv.process import split_addresses
+
+Members = dict[str, str]  # replica number -> address
+GID = click.IntRange(min=0)
+CALL_SECONDS = 35.0  # a little more than the server gives one attempt
+RETRY_SECONDS = 0.2
+
+timeout_option = click.option(
+    "--timeout", default=120.0, show_default=True, help="Seconds for the newcomer to catch up, most of it."
+)
+force_option = click.option("--force", is_flag=True, help="Even if too few of the members that stay answer.")
+
+
+@click.group()
+def member() -> None:
+    """Look at and change the replicas of group GID; 0 is the controller."""
+
+
+async def _look(session: Session, gid: int, timeout: float) -> dict[str, dict[str, Any] | None]:
+    """What each replica of the group says; also those that only the group itself knows of."""
+    overview = await session.overview(timeout)
+    if gid and gid not in overview.config.groups:
+        raise Failed(f"group {gid} is not in configuration {overview.config.num}")
+    replicas = dict(overview.groups[gid] if gid else overview.controllers)
+    others = {
+        address
+        for said in list(replicas.values())
+        if said
+        for kind in said["members"].values()
+        for address in kind.values()
+    }
+    for address in sorted(others - replicas.keys() - {""}):
+        replicas[address] = await ask_status(session.dialer, address, _method(gid))
+    return replicas
+
+
+def _method(gid: int) -> str:
+    return "kv.status" if gid else "ctl.status"
+
+
+def _leader(gid: int, replicas: Mapping[str, dict[str, Any] | None]) -> dict[str, Any]:
+    leaders = [said for said in replicas.values() if said and said["role"] == "leader"]
+    if not leaders:
+        raise Failed(f"group {gid} has no leader that answers", UNREACHABLE)
+    return max(leaders, key=lambda said: int(said["term"]))
+
+
+@member.command("list")
+@click.argument("gid", type=GID)
+@controllers_option
+@output_option
+@handled
+def list_members(gid: int, controllers: str | None, output: str) -> None:
+    """The replicas of group GID, as its leader knows them."""
+
+    async def run(session: Session) -> list[dict[str, object]]:
+        replicas = await _look(session, gid, 10.0)
+        members = _leader(gid, replicas)["members"]
+        return [
+            {
+                "replica": int(node),
+                "address": address,
+                "member": {"voters": "voter", "outgoing": "leaving", "learners": "learner"}[kind],
+                "role": (replicas.get(address) or {"role": "no answer"})["role"],
+            }
+            for kind in ("voters", "outgoing", "learners")
+            for node, address in members[kind].items()
+            if kind != "outgoing" or node not in members["voters"]
+        ]
+
+    rows = with_session(controllers, run)
+    if output == "json":
+        print_json(rows)
+    else:
+        print_table(("replica", "address", "member", "role"), [tuple(row.values()) for row in rows])
+
+
+def _newcomer(text: str) -> tuple[str, str]:
+    number, _, address = text.partition("=")
+    try:
+        if int(number) < 1:
+            raise ValueError
+        return str(int(number)), split_addresses(address)[0]
+    except ValueError:
+        raise click.UsageError(f"{text!r} is not NUMBER=HOST:PORT") from None
+
+
+@member.command()
+@click.argument("gid", type=GID)
+@click.argument("newcomer")
+@timeout_option
+@controllers_option
+@output_option
+@handled
+def add(gid: int, newcomer: str, timeout: float, controllers: str | None, output: str) -> None:
+    """Let a replica NEWCOMER (NUMBER=HOST:PORT, started with --join) into group GID."""
+    number, address = _newcomer(newcomer)
+
+    def target(now: Members) -> Members:
+        _check_new(now, number, address)
+        return {**now, number: address}
+
+    _change(gid, target, number, address, True, timeout, controllers, output)
+
+
+@member.command()
+@click.argument("gid", type=GID)
+@click.argument("replica", type=click.IntRange(min=1))
+@force_option
+@timeout_option
+@controllers_option
+@output_option
+@handled
+def remove(gid: int, replica: int, force: bool, timeout: float, controllers: str | None, output: str) -> None:
+    """Take REPLICA out of group GID. Stop its process afterwards; its number is never used again."""
+
+    def target(now: Members) -> Members:
+        rest = {number: address for number, address in now.items() if number != str(replica)}
+        if not rest:
+            raise Failed(f"replica {replica} is the last of group {gid}: `admin leave {gid}` empties a group")
+        return rest
+
+    _change(gid, target, None, None, force, timeout, controllers, output)
+
+
+@member.command()
+@click.argument("gid", type=GID)
+@click.argument("replica", type=click.IntRange(min=1))
+@click.argument("newcomer")
+@force_option
+@timeout_option
+@controllers_option
+@output_option
+@handled
+def replace(
+    gid: int,
+    replica: int,
+    newcomer: str,
+    force: bool,
+    timeout: float,
+    controllers: str | None,
+    output: str,
+) -> None:
+    """Let NEWCOMER (NUMBER=HOST:PORT, started with --join) take the place of REPLICA, dead or alive."""
+    number, address = _newcomer(newcomer)
+
+    def target(now: Members) -> Members:
+        rest = {node: at for node, at in now.items() if node != str(replica)}
+        if len(rest) == len(now) and number not in now:
+            raise Failed(f"group {gid} has no replica {replica}; it has {', '.join(now)}")
+        _check_new(rest, number, address)
+        return {**rest, number: address}
+
+    _change(gid, target, number, address, force, timeout, controllers, output)
+
+
+def _check_new(now: Members, number: str, address: str) -> None:
+    if now.get(number, address) != address:
+        raise Failed(f"replica {number} is at {now[number]}; give the newcomer a number never used before")
+    if address in [at for node, at in now.items() if node != number]:
+        raise Failed(f"another replica is at {address}")
+
+
+def _change(
+    gid: int,
+    target: Callable[[Members], Members],
+    number: str | None,
+    address: str | None,
+    force: bool,
+    timeout: float,
+    controllers: str | None,
+    output: str,
+) -> None:
+    """Have the leader, whoever it is by then, bring the group to `target` of what it is now."""
+
+    async def run(session: Session) -> Members:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        wanted: Members | None = None
+        why = "no leader answered"
+        while loop.time() < deadline:
+            try:
+                replicas = await _look(session, gid, 10.0)
+                leader = _leader(gid, replicas)
+            except Failed as error:
+                if error.status != UNREACHABLE:
+                    raise
+                why = str(error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if wanted is None:
+                wanted = target(leader["members"]["voters"])
+                if address is not None and await ask_status(session.dialer, address, _method(gid)) is None:
+                    raise Failed(
+                        f"nothing answers at {address}: start replica {number} there with --join first"
+                    )
+                if not force:
+                    _check_quorum(gid, wanted, replicas, number)
+            done, why = await _ask(session, leader["leader"], wanted, deadline - loop.time())
+            if done:
+                return wanted
+            await asyncio.sleep(RETRY_SECONDS)
+        raise Failed(f"not done in {timeout:.0f} s, and it may still happen: {why}; ask again", UNREACHABLE)
+
+    members = with_session(controllers, run)
+    if output == "json":
+        print_json({"ok": True, "members": members})
+    else:
+        told = ", ".join(
+            f"{node} at {at}" for node, at in sorted(members.items(), key=lambda item: int(item[0]))
+        )
+        click.echo(f"group {gid} has the replicas {told}")
+
+
+def _check_quorum(
+    gid: int, wanted: Members, replicas: Mapping[str, dict[str, Any] | None], number: str | None
+) -> None:
+    up = sum(replicas.get(address) is not None or node == number for node, address in wanted.items())
+    if up < majority(len(wanted)):
+        raise Failed(
+            f"of the {len(wanted)} replicas that group {gid} would have, {up} answer: it could not go on. "
+            "Bring others up first, or insist with --force"
+        )
+
+
+async def _ask(session: Session, leader: str, wanted: Members, seconds: float) -> tuple[bool, str]:
+    """(whether it is done, why not)"""
+    try:
+        answered = await session.dialer.call(
+            leader, "raft.members", json.dumps(wanted).encode(), min(CALL_SECONDS, max(1.0, seconds))
+        )
+    except Unreachable as error:
+        return False, str(error)
+    code, body = parse(answered)
+    if code is Code.BAD_REQUEST:
+        raise Failed(f"refused: {body.decode(errors='replace')}")
+    return code is Code.OK, body.decode(errors="replace") or code.name
