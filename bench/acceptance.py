@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 from rocksdict import AccessType, Options, Rdict
 
@@ -188,6 +189,27 @@ def kill(rounds: int = 1) -> None:
         )
 
 
+def failover(rounds: int = 10) -> None:
+    """How long the writes of a group stop when its leader is killed, and when it hands over as planned."""
+    with LiveCluster(groups=1, controllers=1) as live, live.clerk(timeout=60) as clerk:
+        for kind in ("SIGKILL", "transfer"):
+            gaps = []
+            for _ in range(rounds):
+                process = live.leader(1)
+                appenders = Appenders(clerk).start()
+                time.sleep(1)
+                if kind == "SIGKILL":
+                    live.cluster().kill(process)
+                else:
+                    live.run("admin", "transfer-leader", "1")
+                time.sleep(3)
+                appenders.stop()
+                gaps.append(appenders.longest_gap)
+                live.up()
+            told = f"median {median(gaps):.2f} s, longest {max(gaps):.2f} s"
+            say(f"{kind} of the leader, {rounds} times: writes stopped for {told}")
+
+
 def gap(megabytes: tuple[int, ...] = (2, 200)) -> None:
     """Point 5: how long a shard that moves is not served, by its size."""
     for size in megabytes:
@@ -235,7 +257,7 @@ def _gap(live: LiveCluster, clerk: ShardClerk, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    stories = {"load": load, "kill": kill, "gap": gap}
+    stories = {"load": load, "kill": kill, "failover": failover, "gap": gap}
     for name in sys.argv[1:] or list(stories):
         say(f"== {name}")
         stories[name]()

@@ -19,7 +19,7 @@ from typing import assert_never
 
 from raft.errors import Busy, NotLeader, Transferring
 from raft.log import Log
-from raft.membership import Memberships
+from raft.membership import Memberships, first_step
 from raft.messages import (
     AppendEntries,
     AppendReply,
@@ -154,15 +154,7 @@ class Raft:
             raise Busy("another membership change is under way")
         if self.commit_index < self.role.term_start:
             raise Busy("the leader has yet to commit an entry of its own")
-        if target.is_joint or not target.voters:
-            raise ValueError("a change leads to a plain membership with voters")
-        strangers = target.voters - current.voters - current.learners
-        if strangers:
-            raise ValueError(f"replicas {sorted(strangers)} would vote without having been learners")
-        if target.voters != current.voters:
-            addresses = {**current.addresses, **target.addresses}
-            target = Membership(target.voters, current.voters, target.learners - current.voters, addresses)
-        return self._append(self.role, Kind.MEMBERSHIP, target.encode()), self.term
+        return self._append(self.role, Kind.MEMBERSHIP, first_step(current, target).encode()), self.term
 
     def read(self, number: int, now: float) -> None:
         """Ask for the index that must be applied before read `number` may be answered.
@@ -232,11 +224,19 @@ class Raft:
                 progress.become_probe()
 
     def unreachable(self, peer: NodeId) -> None:
-        """The connection to `peer` broke: what was in flight may be lost."""
-        if isinstance(self.role, Leader) and peer in self.role.progress:
-            progress = self.role.progress[peer]
-            if progress.mode is Mode.REPLICATE:
-                progress.become_probe()
+        """The connection to `peer` broke, or cannot be made: what was in flight may be lost.
+
+        Most likely its process is gone. If it led, we soon ask for pre-votes: those who hear from
+        it will say no. Not where leases are on: they rest on nobody voting before a timeout.
+        """
+        match self.role:
+            case Leader(progress=progress) if peer in progress and progress[peer].mode is Mode.REPLICATE:
+                progress[peer].become_probe()
+            case Follower(leader=leader) if leader == peer and self.options.lease_seconds == 0:
+                self._become_follower(self.term)
+                self._timeout = self._rng.randrange(1, self.options.election_ticks // 2 + 2)
+            case _:
+                pass
 
     def step(self, envelope: Envelope) -> None:
         """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message."""

@@ -65,3 +65,19 @@ class Memberships:
     def restore(self, index: Index, membership: Membership) -> None:
         """The state machine is a snapshot at `index`; what the log says beyond still holds."""
         self._history = [(index, membership), *(item for item in self._history if item[0] > index)]
+
+
+def first_step(current: Membership, target: Membership) -> Membership:
+    """What to append to get from `current` to `target`: itself, or the joint membership on the way.
+
+    Raises ValueError for a voter that was no learner, or for a group without voters.
+    """
+    if target.is_joint or not target.voters:
+        raise ValueError("a change leads to a plain membership with voters")
+    strangers = target.voters - current.voters - current.learners
+    if strangers:
+        raise ValueError(f"replicas {sorted(strangers)} would vote without having been learners")
+    if target.voters == current.voters:
+        return target
+    addresses = {**current.addresses, **target.addresses}
+    return Membership(target.voters, current.voters, target.learners - current.voters, addresses)

@@ -160,6 +160,7 @@ class Node:
     def unreachable(self, peer: NodeId) -> None:
         if not self.stopped:
             self.core.unreachable(peer)
+            self._changed()
 
     def compact(self, index: Index) -> None:
         """The state machine is durable up to `index`: drop the log below, here and on disk."""

@@ -37,6 +37,7 @@ class _Process:
     host: Host
     handler: Handler | None
     on_post: Callable[[str, bytes], None] | None
+    on_break: Callable[[str], None]
 
 
 class SimNetwork:
@@ -57,11 +58,21 @@ class SimNetwork:
         host: Host,
         handler: Handler | None = None,
         on_post: Callable[[str, bytes], None] | None = None,
+        on_break: Callable[[str], None] = lambda address: None,
     ) -> None:
-        self._processes[host.name] = _Process(host, handler, on_post)
+        self._processes[host.name] = _Process(host, handler, on_post, on_break)
 
     def hang_up(self, address: str) -> None:
-        self._processes.pop(address, None)
+        """The process there is gone: its kernel tells the others, if they can hear it."""
+        if self._processes.pop(address, None) is None:
+            return
+        for name, process in self._processes.items():
+
+            def arrive(process: _Process = process) -> None:
+                loop = asyncio.get_running_loop()
+                loop.call_soon(process.on_break, address, context=process.host.context)
+
+            self.transmit(address, name, arrive, once=True)
 
     # ---- partitions
 
@@ -170,6 +181,13 @@ class SimTransport:
     ) -> None:
         self._network, self._cluster, self._group = network, cluster, group
         self._host, self._peers = host, dict(peers)
+        self.on_unreachable: Callable[[int], None] = lambda node: None
+
+    def broke(self, address: str) -> None:
+        """The connection to `address` broke."""
+        for node, known in self._peers.items():
+            if known == address and self._host.alive:
+                self.on_unreachable(node)
 
     def set_peers(self, addresses: Mapping[int, str]) -> None:
         self._peers = dict(addresses)

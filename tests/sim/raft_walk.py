@@ -263,6 +263,9 @@ class Walk:
         self._boot(replica.core.id, replica)
         if self.rng.random() < 0.5:  # its connections break: what it had sent is lost
             self.bag = [mail for mail in self.bag if mail.sender != replica.core.id]
+        for other in self.replicas.values():  # they notice, or somebody only thinks so
+            if self.rng.random() < 0.5:
+                other.core.unreachable(replica.core.id)
 
     def _boot(self, node: NodeId, replica: Replica) -> None:
         begun = node in self.replicas

@@ -111,7 +111,8 @@ class RaftWorld:
             def on_post(method: str, payload: bytes, node=node, transport=transport) -> None:
                 self.replicas[node].node.receive(transport.unpack(payload))
 
-            self.network.listen(host, on_post=on_post)
+            transport.on_unreachable = replica.node.unreachable
+            self.network.listen(host, on_post=on_post, on_break=transport.broke)
 
     async def add(self, node: int) -> None:
         """Start a replica that does not belong to the group yet."""

@@ -182,7 +182,10 @@ class World:
         process.server = server
         node = server.replica.node
         transport = process.transport
-        self.network.listen(host, server.handle, lambda _, mail: node.receive(transport.unpack(mail)))
+        transport.on_unreachable = node.unreachable
+        self.network.listen(
+            host, server.handle, lambda _, mail: node.receive(transport.unpack(mail)), transport.broke
+        )
         self.note(f"{process.address} starts")
 
     async def _open(self, process: Process, host: Host) -> ControllerServer | GroupServer:
