@@ -157,7 +157,7 @@ class ControllerServer:
                 "role": "leader" if core.is_leader else "follower",
                 "leader": self.replica.leader_address,
                 "term": core.term,
-            "members": self.replica.members,
+                "members": self.replica.members,
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,
                 "config_num": self.machine.config.num,
