@@ -6,9 +6,11 @@ another leader too: it looks at where the group is and goes on from there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Set
+from contextlib import suppress
 
-from raft.errors import NotLeader
+from raft.errors import NotLeader, RaftError
 from raft.progress import Mode
 from raft.quorum import Membership
 from raft.roles import Leader
@@ -22,7 +24,8 @@ async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) 
     """Return once exactly `voters` (to their addresses) vote in this group, and nobody else is in it.
 
     Takes as long as newcomers need to catch up: give it a time limit. Raises NotLeader,
-    also when this leader is to go and has handed over (if all go, it leads to the end); Stopped; ValueError for no voters.
+    also when this leader is to go and has handed over (if all go, it leads to the end);
+    Stopped; ValueError for no voters.
     """
     if not voters:
         raise ValueError("a group needs a voter")
@@ -48,6 +51,20 @@ async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) 
             elif all(_has_caught_up(core.role, node, core.commit_index) for node in learners):
                 replica.node.change_membership(Membership.of(voters))
         await replica.next_turn()
+
+
+async def hand_over(replica: ReplicatedMachine, seconds: float) -> None:
+    """If this replica leads, let another: before it stops, so that the group need not find out.
+
+    Returns once that has happened, or when `seconds` are over: then the group elects a
+    leader by itself.
+    """
+    core = replica.core
+    with suppress(TimeoutError, RaftError):
+        async with asyncio.timeout(seconds):
+            while isinstance(core.role, Leader) and (heirs := core.membership.voters - {core.id}):
+                _hand_over(replica, core.role, heirs)
+                await replica.next_turn()
 
 
 def _has_caught_up(leader: Leader, node: NodeId, commit_index: int) -> bool:

@@ -28,6 +28,7 @@ from raft.doors import Handler
 from raft.errors import StorageError, WrongDirectory
 from raft.frontdoor import FrontDoor, private_socket
 from raft.quorum import Membership
+from raft.reconfigure import hand_over
 from raft.rpc import TcpDialer
 from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
 from raft.transport import MAIL, TcpTransport
@@ -50,6 +51,7 @@ FORMAT = 1
 IDENTITY = "identity.json"
 CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
+HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
 class CannotStart(Exception):
@@ -166,6 +168,7 @@ async def _listen(
             raise CannotStart(f"{at} cannot be listened on: {error.strerror or error}") from None
         log.info("listening on %s", at)
         await ended
+        await hand_over(replica, HAND_OVER_SECONDS)
     finally:
         await door.close()
         await listener.stop(0.2)

@@ -102,6 +102,31 @@ def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) 
             newcomer.wait(30)
 
 
+def test_a_rolling_restart_is_not_noticed() -> None:
+    """SIGTERM hands the leadership over first: every process in turn, and no call fails or waits long."""
+    with LiveCluster(groups=1, controllers=3, replicas=3) as live, live.clerk() as clerk:
+        appenders = Appenders(clerk).start()
+        for n in range(len(live.cluster().processes)):
+            cluster = live.cluster()  # as it is now: `up` gave the one before a new process id
+            cluster.stop([cluster.processes[n]])
+            live.up()
+            until_all_follow(live)  # as an operator does, before the next one
+        assert appenders.stop() > 0
+        appenders.verify()
+        assert appenders.longest_gap < 1.0, f"{appenders.longest_gap:.2f} s without an append"
+
+
+def until_all_follow(live: LiveCluster) -> None:
+    """Wait until every replica answers and follows a leader of its group."""
+    deadline = time.monotonic() + 30
+    while True:
+        status = live.json("admin", "status")
+        said = [*status["controllers"].values(), *status["groups"]["1"].values()]
+        if all(one and one["leader"] for one in said):
+            return
+        assert time.monotonic() < deadline, status
+
+
 def until_it_accepts(address: str) -> None:
     """Wait until somebody listens at `address`."""
     host, _, port = address.rpartition(":")
