@@ -102,7 +102,7 @@ class Chaos:
             await asyncio.sleep(self.rng.uniform(0, 2.0))
         print("\nthe faults stop", flush=True)
         await asyncio.gather(*self._tasks)
-        self._revive()
+        self._check_all_run()
         healed = time.monotonic()
         await self._settle()
         await work.stop()
@@ -212,7 +212,7 @@ class Chaos:
         pairs = {"cut": out | into, "cut out": out, "cut in": into}[kind]
         self._begin(self.cuts.cut(pairs, self.rng.choice([0.5, 2.0, 5.0])))
 
-    def _revive(self) -> None:
+    def _check_all_run(self) -> None:
         """All run, and nothing is cut: every fault has ended, and this is what they left."""
         assert not self._busy
         for process in self.cluster.processes:
