@@ -207,6 +207,9 @@ class Node:
             self._host.reads_released(ready.reads)
         if ready.failed_reads:
             self._host.reads_failed(ready.failed_reads)
+        for peer, sender in self._senders.items():
+            if not self.core.is_leader or peer not in membership.everyone():
+                sender.give_up()
         for peer in ready.snapshots_wanted:
             if peer not in self._senders:
                 self._spawn(self._send_snapshot(peer))

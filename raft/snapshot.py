@@ -62,18 +62,23 @@ class SnapshotSender:
     def __init__(self, peer: NodeId, source: SnapshotSource, send: Send, options: StreamOptions) -> None:
         self._peer, self._source, self._send, self._options = peer, source, send, options
         self._answers: asyncio.Queue[InstallSnapshotReply] = asyncio.Queue(16)
+        self._given_up = asyncio.Event()
 
     def answered(self, reply: InstallSnapshotReply) -> None:
         """The follower's word. Beyond the bound it is dropped, as if lost."""
         if reply.last_index == self._source.meta.index and not self._answers.full():
             self._answers.put_nowait(reply)
 
+    def give_up(self) -> None:
+        """Nobody wants it any more: the follower is no member, or we do not lead."""
+        self._given_up.set()
+
     async def run(self) -> Index:
         """The index that the follower now has, 0 if the stream was given up."""
         offset, attempts = 0, 0
         meta, total = self._source.meta, self._source.size
         try:
-            while attempts < self._options.attempts:
+            while attempts < self._options.attempts and not self._given_up.is_set():
                 data = await self._source.read(offset, self._options.chunk_bytes)
                 crc = int(google_crc32c.value(data))
                 self._send(self._peer, InstallSnapshot(meta.index, meta.term, total, offset, data, crc))
