@@ -180,6 +180,10 @@ class ShardClerk:
         """Collect writes and send them together: `with clerk.batch() as b: b.put(…)`."""
         return Batch(self)
 
+    def group_of(self, key: Key) -> int:
+        """The group that this clerk would ask for `key` now; 0 if it knows of none."""
+        return self._core.group_of(to_bytes(key))
+
     # ---- inside
 
     def _call(self, kind: int, key: bytes, value: bytes, lane: int, timeout: float | None) -> tuple[int, bytes]:

@@ -174,6 +174,10 @@ class AsyncShardClerk:
         """Collect writes and send them together: `async with clerk.batch() as b: b.put(…)`."""
         return AsyncBatch(self)
 
+    def group_of(self, key: Key) -> int:
+        """The group that this clerk would ask for `key` now; 0 if it knows of none."""
+        return self._core.group_of(to_bytes(key))
+
     # ---- inside
 
     async def _write(self, kind: int, key: Key, value: bytes, timeout: float | None) -> tuple[int, bytes]:

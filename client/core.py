@@ -93,6 +93,10 @@ class ClerkCore:
         else:
             self._route(operation, lane_kind)
 
+    def group_of(self, key: bytes) -> Gid:
+        """Which group serves `key`, as far as is known here; NO_GROUP before there is a map."""
+        return NO_GROUP if self._router.config is None else self._router.lookup(key)[1]
+
     def check_process(self) -> None:  # hot: runs per operation
         if _forks != self._forks:
             raise ForkedClerk("this clerk was made before a fork; make a new one in the child")

@@ -1,23 +1,18 @@
-"""bench: closed-loop load from many callers of one clerk; throughput and latencies."""
+"""bench: load from many callers, closed-loop or at a given rate; throughput, latencies, a live view, a plot."""
 
 from __future__ import annotations
 
-import asyncio
-import math
-import random
 import time
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
 
 import click
-import uvloop
+from rich.live import Live
+from rich.table import Table
 
-from client import AsyncShardClerk, ShardKVError
 from shardkv.cli.common import (
     Failed,
+    console,
     controllers_option,
     find_controllers,
     handled,
@@ -25,206 +20,208 @@ from shardkv.cli.common import (
     print_json,
     print_table,
 )
+from shardkv.load.driver import Plan
+from shardkv.load.figures import INTERVAL_SECONDS, Figures, Interval
+from shardkv.load.fleet import Job, WorkerFailed, run
+from shardkv.load.plot import plot
+from shardkv.load.workload import DISTRIBUTIONS, KINDS, READ, UPDATE, WORKLOADS, Workload, parse_mix
 
-# Shares of read, update, insert, scan, read-modify-write (YCSB core workloads, Cooper et al. 2010).
-WORKLOADS = {
-    "a": (0.5, 0.5, 0.0, 0.0, 0.0),
-    "b": (0.95, 0.05, 0.0, 0.0, 0.0),
-    "c": (1.0, 0.0, 0.0, 0.0, 0.0),
-    "d": (0.95, 0.0, 0.05, 0.0, 0.0),
-    "e": (0.0, 0.0, 0.05, 0.95, 0.0),
-    "f": (0.5, 0.0, 0.0, 0.0, 0.5),
-    "put": (0.0, 1.0, 0.0, 0.0, 0.0),
-    "get": (1.0, 0.0, 0.0, 0.0, 0.0),
-}
-ZIPF = 0.99
-SCAN_LENGTH = 50
-LOAD_AT_ONCE = 500
+DEFAULT_OPS = 50_000
+BAR = 40
 
 
-@dataclass
-class Report:
-    """What was measured; latencies in seconds."""
+class LiveView:
+    """On a terminal: how far the load is, then the last half second and the ten before it."""
 
-    latencies: list[float] = field(default_factory=list)
-    by_group: Counter[int] = field(default_factory=Counter)
-    errors: int = 0
-    first_error: str = ""
-    seconds: float = 0.0
+    def __init__(self, keys: int, shown: bool) -> None:
+        self._keys, self._loaded = keys, 0
+        self._figures = Figures()
+        self._live = Live(console=console, transient=True, auto_refresh=False) if shown else None
 
-    def percentile(self, share: float) -> float:
-        """In milliseconds, of the sorted latencies."""
-        if not self.latencies:
-            return 0.0
-        return self.latencies[min(len(self.latencies) - 1, int(len(self.latencies) * share))] * 1000
+    def __enter__(self) -> LiveView:
+        if self._live is not None:
+            self._live.start()
+        return self
 
-    def as_json(self) -> dict[str, object]:
-        rate = 1 / self.seconds if self.seconds else 0.0
-        return {
-            "ops_per_s": round(len(self.latencies) * rate, 1),
-            "ops": len(self.latencies),
-            "errors": self.errors,
-            **({"first_error": self.first_error} if self.errors else {}),
-            "p50_ms": round(self.percentile(0.5), 3),
-            "p95_ms": round(self.percentile(0.95), 3),
-            "p99_ms": round(self.percentile(0.99), 3),
-            "max_ms": round(self.percentile(1.0), 3),
-            "seconds": round(self.seconds, 3),
-            "by_group": {
-                str(gid): {"ops_per_s": round(count * rate, 1)} for gid, count in sorted(self.by_group.items())
-            },
-        }
-
-
-def bench_key(number: int) -> bytes:
-    """Key `number`: spread over the printable characters, as the first pre-split divides them."""
-    mixed = number * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    first, second = divmod(mixed % (95 * 95), 95)
-    return b"%c%c/bench/%012d" % (0x20 + first, 0x20 + second, number)
-
-
-class Chooser:
-    """Draws key numbers: uniformly, or by a Zipf law with popular keys scattered."""
-
-    def __init__(self, keys: int, distribution: str, rng: random.Random) -> None:
-        self.keys, self._rng = keys, rng
-        self._cumulative: list[float] = []
-        if distribution == "zipfian":
-            self._cumulative = list(accumulate(1 / math.pow(rank, ZIPF) for rank in range(1, keys + 1)))
-
-    def draw(self) -> int:
-        if not self._cumulative:
-            return self._rng.randrange(self.keys)
-        rank = bisect_left(self._cumulative, self._rng.random() * self._cumulative[-1])
-        return (rank * 0x9E3779B1) % self.keys
-
-
-class Bench:
-    def __init__(
-        self,
-        clerk: AsyncShardClerk,
-        mix: tuple[float, ...],
-        value_size: int,
-        chooser: Chooser,
-        rng: random.Random,
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clerk, self._chooser, self._rng = clerk, chooser, rng
-        self._value = rng.randbytes(value_size)
-        self._cumulative = list(accumulate(mix))
-        self._operations: list[Callable[[bytes], Awaitable[object]]] = [
-            self._clerk.get,
-            self._update,
-            self._update,
-            self._scan,
-            self._read_modify_write,
-        ]
-        self._inserted = chooser.keys
-        self.report = Report()
+        if self._live is not None:
+            self._live.stop()
 
-    async def load(self) -> None:
-        """Put every key once, so that reads find something."""
-        numbers = iter(range(self._chooser.keys))
+    def loaded(self, count: int) -> None:
+        self._loaded += count
+        if self._live is not None:
+            done = BAR * self._loaded // self._keys
+            self._live.update(
+                f"loading [{'#' * done}{' ' * (BAR - done)}] {self._loaded:,} of {self._keys:,} keys",
+                refresh=True,
+            )
 
-        async def loader() -> None:
-            for number in numbers:
-                await self._clerk.put(bench_key(number), self._value, timeout=60)
+    def interval(self, index: int, interval: Interval) -> None:
+        if self._live is None:
+            return
+        self._figures.add(index, interval)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for header in ("second", "ops/s", "p50 ms", "p99 ms", "max ms", "errors", ""):
+            table.add_column(header, justify="right" if header else "left")
+        shown = sorted(self._figures.intervals.items())[-11:]
+        most = max(each.operations for _, each in shown) or 1
+        for number, each in shown:
+            whole = each.all()
+            table.add_row(
+                f"{number * INTERVAL_SECONDS:.1f}",
+                f"{each.operations / INTERVAL_SECONDS:,.0f}",
+                *(f"{whole.percentile(share) * 1000:.2f}" for share in (0.5, 0.99, 1.0)),
+                str(each.errors),
+                "#" * (BAR * each.operations // most),
+            )
+        self._live.update(table, refresh=True)
 
-        await asyncio.gather(*(loader() for _ in range(LOAD_AT_ONCE)))
 
-    async def run(self, clients: int, operations: int) -> Report:
-        left = iter(range(operations))
-        began = time.perf_counter()
-        await asyncio.gather(*(self._caller(left) for _ in range(clients)))
-        self.report.seconds = time.perf_counter() - began
-        self.report.latencies.sort()
-        return self.report
+def _mix(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if value is None else parse_mix(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
-    async def _caller(self, left: object) -> None:  # hot: runs per operation
-        report, clock = self.report, time.perf_counter
-        lookup = self._clerk._core._router.lookup
-        for _ in left:  # type: ignore[attr-defined]
-            choice = bisect_left(self._cumulative, self._rng.random())
-            if choice == 2:
-                key = bench_key(self._inserted)
-                self._inserted += 1
-            else:
-                key = bench_key(self._chooser.draw())
-            began = clock()
-            try:
-                await self._operations[choice](key)
-            except ShardKVError as error:
-                report.errors += 1
-                report.first_error = report.first_error or f"{type(error).__name__}: {error}"
-                continue
-            report.latencies.append(clock() - began)
-            report.by_group[lookup(key)[1]] += 1
 
-    async def _update(self, key: bytes) -> None:
-        await self._clerk.put(key, self._value)
-
-    async def _scan(self, key: bytes) -> None:
-        async for _ in self._clerk.scan(key, None, self._rng.randint(1, SCAN_LENGTH)):
-            pass
-
-    async def _read_modify_write(self, key: bytes) -> None:
-        await self._clerk.get(key)
-        await self._clerk.put(key, self._value)
+def _picture(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in (".png", ".svg"):
+        raise click.BadParameter("a file name that ends in .png or .svg")
+    return value
 
 
 @click.command()
 @click.option("--workload", type=click.Choice(sorted(WORKLOADS)), default="put", show_default=True)
+@click.option(
+    "--mix", callback=_mix, metavar="KIND=SHARE,…", help=f"Instead of --workload; kinds: {', '.join(KINDS)}."
+)
+@click.option("--read-ratio", type=click.FloatRange(0, 1), help="Reads among puts; instead of --workload.")
 @click.option("--clients", type=click.IntRange(min=1), default=64, show_default=True, help="Callers at once.")
-@click.option("--ops", type=click.IntRange(min=1), default=50_000, show_default=True)
+@click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Share the callers."
+)
+@click.option("--blocking", is_flag=True, help="Callers are threads of the blocking clerk.")
+@click.option("--ops", type=click.IntRange(min=1), help=f"Operations in all; {DEFAULT_OPS} without --seconds.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Measure for so long.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Open loop: operations due a second.")
+@click.option("--warm-up", default=0.0, show_default=True, help="Seconds before measuring begins.")
 @click.option("--value-size", type=click.IntRange(min=0), default=256, show_default=True, help="Bytes.")
 @click.option("--keys", type=click.IntRange(min=1), default=100_000, show_default=True)
-@click.option("--read-ratio", type=click.FloatRange(0, 1), help="Reads among puts; overrides --workload.")
-@click.option("--distribution", type=click.Choice(["zipfian", "uniform"]), default="uniform", show_default=True)
+@click.option(
+    "--distribution", type=click.Choice(DISTRIBUTIONS), help="By default as YCSB has it; uniform for put, get."
+)
+@click.option(
+    "--consistency", type=click.Choice(["leader", "any", "stale"]), default="leader", show_default=True
+)
 @click.option("--load/--no-load", default=None, help="Put every key first; by default if the workload reads.")
+@click.option("--plot", "picture", callback=_picture, type=click.Path(path_type=Path), help="FILE.png or .svg.")
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds for one operation.")
 @controllers_option
 @output_option
 @handled
 def bench(
     workload: str,
+    mix: tuple[float, ...] | None,
+    read_ratio: float | None,
     clients: int,
-    ops: int,
+    processes: int,
+    blocking: bool,
+    ops: int | None,
+    seconds: float | None,
+    rate: float | None,
+    warm_up: float,
     value_size: int,
     keys: int,
-    read_ratio: float | None,
-    distribution: str,
+    distribution: str | None,
+    consistency: str,
     load: bool | None,
+    picture: Path | None,
     timeout: float,
     controllers: str | None,
     output: str,
 ) -> None:
-    """Load the cluster with CLIENTS closed-loop callers and report throughput and latency."""
-    mix = WORKLOADS[workload] if read_ratio is None else (read_ratio, 1 - read_ratio, 0.0, 0.0, 0.0)
-    addresses = find_controllers(controllers)
+    """Load the cluster with CLIENTS callers and report throughput and latency.
 
-    async def run() -> Report:
-        async with AsyncShardClerk(addresses, timeout=timeout) as clerk:
-            rng = random.Random()
-            measured = Bench(clerk, mix, value_size, Chooser(keys, distribution, rng), rng)
-            await clerk.get(b"\x00")  # the map and the connections are no part of what is measured
-            if load if load is not None else mix[1] < 1:
-                await measured.load()
-            return await measured.run(clients, ops)
+    Closed loop by default: each caller waits for its answer. With --rate operations are due at
+    even distances whatever the cluster does, and latency counts from when each was due.
+    """
+    if processes > clients:
+        raise click.UsageError(f"{processes} processes for {clients} clients")
+    shares, usual = WORKLOADS[workload]
+    if read_ratio is not None:
+        shares = tuple({READ: read_ratio, UPDATE: 1 - read_ratio}.get(kind, 0.0) for kind in range(len(KINDS)))
+    shares = mix or shares
+    load_shape = Workload(shares, distribution or usual, keys, value_size)
+    job = Job(
+        find_controllers(controllers),
+        load_shape,
+        Plan(
+            clients,
+            ops if ops is not None or seconds is not None else DEFAULT_OPS,
+            seconds,
+            rate,
+            warm_up,
+            consistency,  # type: ignore[arg-type]  # one of the choices above
+        ),
+        load if load is not None else load_shape.reads,
+        blocking,
+        timeout,
+        processes,
+    )
+    began = time.monotonic()
+    with LiveView(keys, shown=output == "table" and console.is_terminal) as view:
+        try:
+            figures = run(job, view.loaded, view.interval)
+        except WorkerFailed as error:
+            raise Failed(f"the load could not be driven: {error}") from None
+    name = workload if mix is None and read_ratio is None else _describe(shares)
+    _print(figures, name, clients, output)
+    if picture is not None:
+        _plot(figures, f"{name}, {clients} callers, {value_size} B ({time.monotonic() - began:.0f} s)", picture)
+    total = figures.total()
+    if total.errors:
+        raise Failed(f"{total.errors} operations failed; the first: {total.first_error}")
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(run())
+
+def _describe(shares: tuple[float, ...]) -> str:
+    return ", ".join(f"{share:.0%} {KINDS[kind]}" for kind, share in enumerate(shares) if share)
+
+
+def _print(figures: Figures, name: str, clients: int, output: str) -> None:
     if output == "json":
-        print_json(report.as_json())
-    else:
-        figures = report.as_json()
+        print_json(figures.as_json())
+        return
+    total = figures.total()
+    rows = [(name, str(clients), total.all())]
+    rows += [
+        ("  " + KINDS[kind], "", histogram) for kind, histogram in enumerate(total.by_kind) if histogram.count
+    ]
+    if len(rows) == 2:
+        rows.pop()  # one kind is the whole
+    print_table(
+        ("workload", "clients", "ops/s", "p50 ms", "p99 ms", "p99.9 ms", "max ms"),
+        [
+            (
+                label,
+                callers,
+                f"{histogram.count / figures.seconds:,.0f}",
+                *(f"{histogram.percentile(share) * 1000:.2f}" for share in (0.5, 0.99, 0.999, 1.0)),
+            )
+            for label, callers, histogram in rows
+        ],
+    )
+    if len(total.by_group) > 1:
         print_table(
-            ("workload", "clients", "ops/s", "p50 ms", "p99 ms", "max ms", "errors"),
-            [
-                (
-                    workload if read_ratio is None else f"{read_ratio:.0%} reads",
-                    clients,
-                    *(figures[name] for name in ("ops_per_s", "p50_ms", "p99_ms", "max_ms", "errors")),
-                )
-            ],
+            ("group", "ops/s"),
+            [(gid, f"{count / figures.seconds:,.0f}") for gid, count in sorted(total.by_group.items())],
         )
-    if report.errors:
-        raise Failed(f"{report.errors} operations failed; the first: {report.first_error}")
+
+
+def _plot(figures: Figures, title: str, picture: Path) -> None:
+    try:
+        plot(figures, title, picture)
+    except ImportError:
+        raise Failed("--plot needs matplotlib: pip install 'shardkv[plot]'") from None
+    click.echo(f"drawn: {picture}", err=True)

@@ -1,0 +1,1 @@
+"""The load generator behind `shardkv bench`: workloads, drivers, worker processes, figures, plots."""
