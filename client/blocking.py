@@ -59,24 +59,30 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
 class _Waiter:
     """A caller that waits: a lock held until the answer is there."""
 
-    __slots__ = ("error", "lock", "status", "value")
+    __slots__ = ("error", "lock", "result")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()
-        self.status = 0
-        self.value = b""
+        self.result = (0, b"")
         self.error: Exception | None = None
 
-    def finish(self, status: int, value: bytes, error: Exception | None) -> None:
-        self.status, self.value, self.error = status, value, error
+    def done(self) -> bool:
+        return False  # a thread cannot be cancelled
+
+    def set_result(self, result: tuple[int, bytes], /) -> None:
+        self.result = result
+        self.lock.release()
+
+    def set_exception(self, exception: Exception, /) -> None:
+        self.error = exception
         self.lock.release()
 
     def wait(self) -> tuple[int, bytes]:
         self.lock.acquire()
         if self.error is not None:
             raise self.error
-        return self.status, self.value
+        return self.result
 
 
 class ShardClerk:
@@ -180,9 +186,9 @@ class ShardClerk:
         """Collect writes and send them together: `with clerk.batch() as b: b.put(…)`."""
         return Batch(self)
 
-    def group_of(self, key: Key) -> int:
-        """The group that this clerk would ask for `key` now; 0 if it knows of none."""
-        return self._core.group_of(to_bytes(key))
+    def answered_by_group(self) -> dict[int, int]:
+        """How many operations each group has answered this clerk: how even the load is, at no cost."""
+        return self._core.answered_by_group()
 
     # ---- inside
 
@@ -198,7 +204,7 @@ class ShardClerk:
         waiter = _Waiter()
         now = time.monotonic()  # uvloop's clock runs by the millisecond; see _submit_all
         deadline = now + (self.timeout if timeout is None else timeout)
-        self._submitted.append((Operation(kind, key, value, now, deadline, waiter.finish), lane))
+        self._submitted.append((Operation(kind, key, value, now, deadline, waiter), lane))
         if not self._woken:
             # Two threads may both wake it: that costs a turn, and loses nothing.
             self._woken = True
@@ -216,8 +222,8 @@ class ShardClerk:
             try:
                 self._core.submit(operation, lane)
             except Exception as error:
-                assert operation.finish is not None
-                operation.finish(0, b"", error)
+                assert operation.waiter is not None
+                operation.waiter.set_exception(error)
 
 
 class Batch:

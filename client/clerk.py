@@ -41,17 +41,17 @@ def to_bytes(value: Key) -> bytes:
     raise TypeError(f"keys and values are bytes or str, not {type(value).__name__}")
 
 
-def check_key(key: Key, limits: Limits) -> bytes:
+def check_key(key: Key, limits: Limits) -> bytes:  # hot: runs per operation
     """Raises KeyTooLarge for an empty or overlong key, TypeError."""
-    data = to_bytes(key)
+    data = key if type(key) is bytes else to_bytes(key)
     if not 0 < len(data) <= limits.key_bytes:
         raise KeyTooLarge(f"a key has 1 to {limits.key_bytes} bytes, not {len(data)}")
     return data
 
 
-def check_value(value: Key, limits: Limits) -> bytes:
+def check_value(value: Key, limits: Limits) -> bytes:  # hot: runs per operation
     """Raises ValueTooLarge, TypeError."""
-    data = to_bytes(value)
+    data = value if type(value) is bytes else to_bytes(value)
     if len(data) > limits.value_bytes:
         raise ValueTooLarge(f"a value has at most {limits.value_bytes} bytes, not {len(data)}")
     return data
@@ -97,7 +97,8 @@ class AsyncShardClerk:
 
     async def put(self, key: Key, value: Key, *, timeout: float | None = None) -> None:
         """Set `key` to `value`."""
-        await self._write(PUT, key, check_value(value, self._limits), timeout)
+        limits = self._limits
+        await self._submit(PUT, check_key(key, limits), check_value(value, limits), WRITE_LANE, timeout)
 
     async def append(self, key: Key, value: Key, *, timeout: float | None = None) -> None:
         """Add `value` to the end of what `key` has; an absent key has nothing."""
@@ -174,9 +175,9 @@ class AsyncShardClerk:
         """Collect writes and send them together: `async with clerk.batch() as b: b.put(…)`."""
         return AsyncBatch(self)
 
-    def group_of(self, key: Key) -> int:
-        """The group that this clerk would ask for `key` now; 0 if it knows of none."""
-        return self._core.group_of(to_bytes(key))
+    def answered_by_group(self) -> dict[int, int]:
+        """How many operations each group has answered this clerk: how even the load is, at no cost."""
+        return self._core.answered_by_group()
 
     # ---- inside
 
@@ -189,16 +190,9 @@ class AsyncShardClerk:
         self._core.check_process()
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
 
-        def finish(status: int, value: bytes, error: Exception | None) -> None:
-            if not future.done():  # else: the caller was cancelled
-                if error is None:
-                    future.set_result((status, value))
-                else:
-                    future.set_exception(error)
-
         now = self._loop.time()
         deadline = now + (self.timeout if timeout is None else timeout)
-        self._core.submit(Operation(kind, key, value, now, deadline, finish), lane)
+        self._core.submit(Operation(kind, key, value, now, deadline, future), lane)
         return future
 
 

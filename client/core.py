@@ -80,7 +80,7 @@ class ClerkCore:
     # ---- for the clerks
 
     def submit(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
-        """Begin an operation. Raises Busy, ClerkClosed, ForkedClerk; its `finish` hears the rest."""
+        """Begin an operation. Raises Busy, ClerkClosed, ForkedClerk; its `waiter` hears the rest."""
         if self._closed:
             raise ClerkClosed("the clerk is closed")
         if len(self._outstanding) >= self._max_outstanding:
@@ -93,9 +93,12 @@ class ClerkCore:
         else:
             self._route(operation, lane_kind)
 
-    def group_of(self, key: bytes) -> Gid:
-        """Which group serves `key`, as far as is known here; NO_GROUP before there is a map."""
-        return NO_GROUP if self._router.config is None else self._router.lookup(key)[1]
+    def answered_by_group(self) -> dict[Gid, int]:
+        """How many operations each group has answered. Any thread may ask."""
+        counts: dict[Gid, int] = {}
+        for (gid, _), lane in list(self._lanes.items()):
+            counts[gid] = counts.get(gid, 0) + lane.answered
+        return counts
 
     def check_process(self) -> None:  # hot: runs per operation
         if _forks != self._forks:
@@ -109,7 +112,7 @@ class ClerkCore:
         if self._sweeping is not None:
             self._sweeping.cancel()
         for operation in list(self._outstanding):
-            self._give_up(operation, ClerkClosed("the clerk was closed with the operation outstanding"))
+            self.failed(operation, ClerkClosed("the clerk was closed with the operation outstanding"))
         for lane in self._lanes.values():
             await lane.close()
         if self._loading is not None:
@@ -152,22 +155,37 @@ class ClerkCore:
         else:
             self._route_all(operations)
 
-    def over(self, operation: Operation, status: int, value: bytes, error: Exception | None) -> None:  # hot
-        """The operation has its answer. A second answer (of a retry) is ignored."""
-        finish = operation.finish
-        if finish is None:
+    def answered(self, members: list[Operation], statuses: bytes, values: list[bytes]) -> None:
+        """These operations of one section have their answers. A second answer (of a retry) is ignored."""
+        outstanding = self._outstanding
+        for operation, status, value in zip(members, statuses, values, strict=True):  # hot: runs per operation
+            waiter = operation.waiter
+            if waiter is not None:
+                operation.waiter = None
+                del outstanding[operation]
+                if not waiter.done():  # else: the caller was cancelled
+                    waiter.set_result((status, value))
+        numbering = members[0].numbering
+        if numbering is not None:
+            numbering.over([operation.seq for operation in members])
+
+    def failed(self, operation: Operation, error: Exception) -> None:
+        """The operation ends without an answer."""
+        waiter = operation.waiter
+        if waiter is None:
             return
-        operation.finish = None
+        operation.waiter = None
         del self._outstanding[operation]
         if operation.numbering is not None:
-            operation.numbering.over(operation.seq)
-        finish(status, value, error)
+            operation.numbering.over((operation.seq,))
+        if not waiter.done():
+            waiter.set_exception(error)
 
     # ---- inside
 
     def _route_all(self, operations: list[Operation]) -> None:
         for operation in operations:
-            if operation.finish is not None:
+            if operation.waiter is not None:
                 self._route(operation, self._outstanding[operation])
 
     def _route(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
@@ -212,7 +230,7 @@ class ClerkCore:
         """End the operations whose time is up. Looks at all that are outstanding, which are bounded."""
         now = self._loop.time()
         for operation in [operation for operation in self._outstanding if operation.deadline <= now]:
-            self._give_up(operation, self._timed_out(operation))
+            self.failed(operation, self._timed_out(operation))
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._outstanding else None
 
     def _timed_out(self, operation: Operation) -> ShardKVError:
@@ -222,6 +240,3 @@ class ClerkCore:
         if self._router.config is None:
             return Unavailable(f"no controller could be reached: {why}")
         return DeadlineExceeded(f"not done in time: {why}")
-
-    def _give_up(self, operation: Operation, error: ShardKVError) -> None:
-        self.over(operation, 0, b"", error)

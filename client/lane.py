@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from shardkv.frames import MalformedFrame, SectionReply, SectionStatus, Status
 
 FRAMES_OUT = 2
 FRAME_OPERATIONS = 1024
+SPLIT_OPERATIONS = 64  # more than so many are spread over all frames that may go out
 FRAME_BYTES = 1 << 20
 ATTEMPT_SECONDS = 1.0
 BACKOFF_SECONDS = (0.002, 0.05)
@@ -48,7 +50,9 @@ class Owner(Protocol):
     def route_again(self, operations: list[Operation], pause: float) -> None:
         """These were not done here: find them a lane after `pause` seconds."""
 
-    def over(self, operation: Operation, status: int, value: bytes, error: Exception | None) -> None: ...
+    def answered(self, members: list[Operation], statuses: bytes, values: list[bytes]) -> None: ...
+
+    def failed(self, operation: Operation, error: Exception) -> None: ...
 
 
 class Lane:
@@ -59,9 +63,10 @@ class Lane:
         self._dialer, self._rng = dialer, rng
         self._spread = spread  # reads that any replica may answer go round all of them
         self.queue: deque[Operation] = deque()
-        self.out: set[tuple[Operation, ...]] = set()
+        self.answered = 0  # operations, for those who count
         self._leader = ""
-        self._frames = 0
+        self._frames = 0  # out, or answered and not yet settled
+        self._settling = asyncio.Lock()
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -86,28 +91,33 @@ class Lane:
         """The next frame's operations; those that are over already are dropped."""
         taken: list[Operation] = []
         size, queue = 0, self.queue
-        while queue and len(taken) < FRAME_OPERATIONS and size < FRAME_BYTES:
+        free = FRAMES_OUT - self._frames
+        most = min(FRAME_OPERATIONS, max(SPLIT_OPERATIONS, -(-len(queue) // free)))
+        while queue and len(taken) < most and size < FRAME_BYTES:
             operation = queue.popleft()
-            if operation.finish is not None:
+            if operation.waiter is not None:
                 taken.append(operation)
                 size += len(operation.key) + len(operation.value)
         return tuple(taken)
 
     async def _send(self, operations: tuple[Operation, ...]) -> None:
-        self.out.add(operations)
-        try:
-            await self._attempt(operations)
-        finally:
-            self.out.discard(operations)
-            self._frames -= 1
-            self._send_frames()
+        outcome = await self._attempt(operations)
+        # Frames that were answered together are not to stay together: the callers of the first
+        # ask again, and that is on its way to the server, before those of the second wake up.
+        async with self._settling:
+            try:
+                outcome()
+                if self._frames > 1:
+                    await asyncio.sleep(0)
+            finally:
+                self._frames -= 1
+                self._send_frames()
 
-    async def _attempt(self, operations: tuple[Operation, ...]) -> None:
-        """Send one frame, and see to each operation's fate: done, refused, or to be tried again."""
+    async def _attempt(self, operations: tuple[Operation, ...]) -> Callable[[], None]:
+        """Send one frame; returns what that means for each operation: done, refused, or to be tried again."""
         addresses = self._owner.addresses(self._gid)
         if not addresses:
-            self._again(operations, f"group {self._gid} is not known")
-            return
+            return lambda: self._again(operations, f"group {self._gid} is not known")
         sections = self._sections(operations)
         frame = frames.pack_frame(
             self._kind,
@@ -122,18 +132,28 @@ class Lane:
             code, body = parse(await self._dialer.call(address, self._method, frame, ATTEMPT_SECONDS))
             if code is Code.OK:
                 clock_ms, replies = frames.unpack_reply(body)
+                _check_shape(sections, replies)
         except (Unreachable, MalformedFrame, ValueError) as error:
-            self._leader = self._next(addresses, address)
-            self._owner.refresh()  # perhaps nobody is there any more, and the map says who is now
-            self._again(operations, str(error), doubt=True)
-            return
+            why = str(error)
+            return lambda: self._unanswered(operations, why, addresses, address)
         if code is not Code.OK:
-            self._refused_whole(operations, code, body.decode(errors="replace"), addresses, address)
-            return
+            text = body.decode(errors="replace")
+            return lambda: self._refused_whole(operations, code, text, addresses, address)
         self._leader = address
         self._owner.clock_heard(clock_ms)
-        for (key, members), reply in zip(sections.items(), replies, strict=True):
-            self._settle(key[0], members, reply)
+
+        def settle() -> None:
+            for (key, members), reply in zip(sections.items(), replies, strict=True):
+                self._settle(key[0], members, reply)
+
+        return settle
+
+    def _unanswered(
+        self, operations: tuple[Operation, ...], why: str, addresses: tuple[str, ...], address: str
+    ) -> None:
+        self._leader = self._next(addresses, address)
+        self._owner.refresh()  # perhaps nobody is there any more, and the map says who is now
+        self._again(operations, why, doubt=True)
 
     def _choose(self, addresses: tuple[str, ...]) -> str:
         if self._spread:
@@ -174,7 +194,7 @@ class Lane:
             case Code.BAD_REQUEST:
                 error = _bad_request(text)
                 for operation in operations:
-                    self._owner.over(operation, 0, b"", error)
+                    self._owner.failed(operation, error)
             case Code.BUSY:
                 self._again(operations, f"{address}: {code.name} {text}")
             case Code.RETRY:
@@ -188,20 +208,21 @@ class Lane:
             self._owner.refused(shard, self._gid, reply.gid, reply.addresses)
             self._again(tuple(members), f"group {self._gid} does not serve shard {shard}")
             return
-        over = self._owner.over
+        self.answered += len(members)
+        if max(reply.statuses) <= Status.CAS_FAILED:  # the usual case, judged at C speed
+            self._owner.answered(members, reply.statuses, reply.values)
+            return
         moved: list[Operation] = []
         late: list[Operation] = []
-        values = reply.values
-        for position, operation in enumerate(members):
-            status = reply.statuses[position]
+        for operation, status, value in zip(members, reply.statuses, reply.values, strict=True):
             if status <= Status.CAS_FAILED:
-                over(operation, status, values[position], None)
+                self._owner.answered([operation], bytes([status]), [value])
             elif status == Status.WRONG_SHARD:
                 moved.append(operation)
             elif status == Status.SESSION_EXPIRED and not operation.doubt:
                 late.append(operation)
             else:
-                over(operation, status, b"", _error_of(status))
+                self._owner.failed(operation, _error_of(status))
         if late:
             # Sent once and not done: our idea of the time was behind this group's, and its
             # reply has mended that. Only what was sent before may have been done before.
@@ -235,6 +256,16 @@ class Lane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _check_shape(sections: dict[SectionKey, list[Operation]], replies: list[SectionReply]) -> None:
+    """Raises MalformedFrame for a reply that is not to what was asked."""
+    asked = [len(members) for members in sections.values()]
+    told = [len(reply.statuses) for reply in replies]
+    if len(asked) != len(told) or any(
+        reply.status is SectionStatus.OK and a != t for reply, a, t in zip(replies, asked, told, strict=True)
+    ):
+        raise MalformedFrame("a reply to something else")
 
 
 def _error_of(status: int) -> Exception:

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Protocol
+
+
+class Waiter(Protocol):
+    """Who waits for an operation: an asyncio future, or a thread's stand-in for one."""
+
+    def done(self) -> bool: ...
+
+    def set_result(self, result: tuple[int, bytes], /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
 
 
 class Operation:
@@ -13,7 +24,6 @@ class Operation:
     __slots__ = (
         "deadline",
         "doubt",
-        "finish",
         "issued_at",
         "key",
         "kind",
@@ -23,6 +33,7 @@ class Operation:
         "seq",
         "shard",
         "value",
+        "waiter",
         "why",
     )
 
@@ -33,14 +44,14 @@ class Operation:
         value: bytes,
         issued_at: float,
         deadline: float,
-        finish: Callable[[int, bytes, Exception | None], None],
+        waiter: Waiter,
     ) -> None:
         self.kind = kind
         self.key = key
         self.value = value
         self.issued_at = issued_at  # by the event loop's clock, in seconds
         self.deadline = deadline
-        self.finish: Callable[[int, bytes, Exception | None], None] | None = finish  # None once it is over
+        self.waiter: Waiter | None = waiter  # None once it is over
         self.shard = 0
         self.seq = 0
         self.numbering: Numbering | None = None  # writes: the session that gave `seq`
@@ -73,10 +84,10 @@ class Numbering:
         self._outstanding.append(seq)
         return seq
 
-    def over(self, seq: int) -> None:  # hot: runs per operation
-        """The write is answered or given up: its record may go once all before it are over."""
+    def over(self, seqs: Sequence[int]) -> None:
+        """The writes are answered or given up: their records may go once all before them are over."""
         outstanding, done = self._outstanding, self._done
-        done.add(seq)
-        while outstanding and outstanding[0] in done:
+        done.update(seqs)
+        while outstanding and outstanding[0] in done:  # hot: runs per operation
             done.remove(outstanding.popleft())
         self.acked_below = outstanding[0] if outstanding else self.next_seq

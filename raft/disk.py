@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 ZEROS_AHEAD = 1 << 20
 SMALL_APPEND = 64 << 10
+INLINE_BYTES = 8 << 10
+INLINE_SECONDS = 0.0005
+DECAY = 0.9
 
 
 class RealFile:
@@ -35,11 +39,16 @@ class RealFile:
     def __init__(self, descriptor: int, size: int, run: ThreadPoolExecutor) -> None:
         self._descriptor, self._run = descriptor, run
         self._size = self._allocated = size
+        self._slowest = INLINE_SECONDS  # of late; a new file has to show that it is fast
 
     async def append(self, data: bytes) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
+        if len(data) <= INLINE_BYTES and self._slowest < INLINE_SECONDS:
+            self._append(data)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
 
     def _append(self, data: bytes) -> None:
+        began = time.perf_counter()
         end = self._size + len(data)
         if end > self._allocated:
             # A large append is its own reason to wait; doubling it would not pay.
@@ -49,6 +58,7 @@ class RealFile:
         _write_all(self._descriptor, data, self._size)
         os.fdatasync(self._descriptor)
         self._size = end
+        self._slowest = max(time.perf_counter() - began, self._slowest * DECAY)
 
     def close(self) -> None:
         os.close(self._descriptor)

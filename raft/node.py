@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class Node:
         self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
+        self._deferred: deque[Ready] = deque()  # at most what one turn of the loop makes
         self._peers_known: Membership | None = None  # as told to the transport
         self.stopped = False
 
@@ -184,6 +186,7 @@ class Node:
         if self.stopped:
             return
         try:
+            self._serve_deferred()
             self._carry_out(self.core.ready(self._loop.time()))
         except BaseException as error:  # "any exception out of apply stops the replica"
             self._fail(error)
@@ -192,6 +195,7 @@ class Node:
             self._changed()
 
     def _carry_out(self, ready: Ready) -> None:
+        """Messages, then the disk, then what this process does itself: each is under way before the next."""
         membership = self.core.membership
         if membership is not self._peers_known:
             self._peers_known = membership
@@ -199,14 +203,38 @@ class Node:
                 self._transport.set_peers(membership.addresses)
         if ready.messages:
             self._transport.send(ready.messages)  # beside our own disk (thesis §10.2.1)
-        if ready.write is not None:
-            self._jobs.put_nowait(ready.write)
+        if ready.write is None:
+            self._serve(ready)
+            return
+        self._jobs.put_nowait(ready.write)
+        if not ready.committed:
+            self._serve(ready)
+            return
+        # Applying takes milliseconds, in which the disk would have nothing to do: `_write_forever`
+        # was woken first, so it has handed the write over when our turn comes.
+        self._deferred.append(ready)
+        self._loop.call_soon(self._serve_later)
+
+    def _serve_later(self) -> None:
+        if self.stopped:
+            return
+        try:
+            self._serve_deferred()
+        except BaseException as error:
+            self._fail(error)
+
+    def _serve_deferred(self) -> None:
+        while self._deferred:
+            self._serve(self._deferred.popleft())
+
+    def _serve(self, ready: Ready) -> None:
         if ready.committed:
             self._host.apply(ready.committed)
         if ready.reads:
             self._host.reads_released(ready.reads)
         if ready.failed_reads:
             self._host.reads_failed(ready.failed_reads)
+        membership = self.core.membership
         for peer, sender in self._senders.items():
             if not self.core.is_leader or peer not in membership.everyone():
                 sender.give_up()
@@ -297,6 +325,7 @@ class Node:
 
     def _install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """The state machine first, then the log: a crash between the two restarts from the former."""
+        self._serve_deferred()  # it is older than the snapshot
         membership = self._host.install(meta, sink)
         if self.core.restore(meta.index, meta.term, membership):
             self._jobs.put_nowait(_NewBase(meta.index, meta.term))

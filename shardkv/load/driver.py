@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import TypeVar
 
 from client import AsyncShardClerk, ShardClerk, ShardKVError
@@ -27,7 +27,6 @@ from shardkv.load.workload import INSERT, KINDS, MODIFY, READ, SCAN, UPDATE, Sou
 
 T = TypeVar("T")
 Emit = Callable[[int, Interval], None]
-GroupOf = Callable[[bytes], int]
 
 
 @dataclass(frozen=True)
@@ -45,26 +44,30 @@ class Plan:
 class Recorder:
     """Gathers what one worker measures, and hands it on interval by interval."""
 
-    def __init__(self, group_of: GroupOf, emit: Emit) -> None:
-        self._group_of, self._emit = group_of, emit
-        self._latencies: list[list[float]] = [[] for _ in KINDS]
-        self._groups: list[int] = []
+    def __init__(self, answered_by_group: Callable[[], dict[int, int]], emit: Emit) -> None:
+        self._answered_by_group, self._emit = answered_by_group, emit
+        self._answered_before: Counter[int] = Counter()
         self._current = Interval()
-        self.began = 0.0
+        self.latencies: list[list[float]] = [[] for _ in KINDS]  # callers append to the list of a kind
+        self.measured_from = 0.0
 
-    def done(self, kind: int, key: bytes, latency: float) -> None:  # hot: runs per operation
-        self._latencies[kind].append(latency)
-        self._groups.append(self._group_of(key))
+    def begin(self, measured_from: float) -> None:
+        self.measured_from = measured_from
 
     def failed(self, error: ShardKVError) -> None:
         self._current.errors += 1
         self._current.first_error = self._current.first_error or f"{type(error).__name__}: {error}"
 
+    def warmed_up(self) -> None:
+        """What the groups answered until now does not count."""
+        self._answered_before = Counter(self._answered_by_group())
+
     def flush(self, index: int) -> None:
         """Close an interval."""
         interval, self._current = self._current, Interval()
-        interval.by_group = Counter(_take(self._groups))
-        for histogram, values in zip(interval.by_kind, self._latencies, strict=True):
+        answered = Counter(self._answered_by_group())
+        interval.by_group, self._answered_before = answered - self._answered_before, answered
+        for histogram, values in zip(interval.by_kind, self.latencies, strict=True):
             histogram.add_all(_take(values))
         self._emit(index, interval)
 
@@ -77,58 +80,48 @@ def _take(values: list[T]) -> list[T]:
 
 
 class Schedule:
-    """Hands out the times at which operations are due: 0.0 for at once. Ends when the plan says so."""
+    """When the next operation begins. Ends when the plan says so."""
 
     def __init__(self, plan: Plan, began: float, clock: Callable[[], float]) -> None:
-        self._plan, self._clock = plan, clock
+        self._rate, self._clock = plan.rate, clock
         self.measured_from = began + plan.warm_up_seconds
         self._until = self.measured_from + plan.seconds if plan.seconds is not None else float("inf")
-        self._left = islice(count(), plan.operations) if plan.operations is not None else count()
+        self._left = iter(range(plan.operations)) if plan.operations is not None else count()
         self._began, self._turns = began, count()
 
     def next(self) -> float | None:  # hot: runs per operation
-        """When the next operation is due, None at the end. Threads may share it: each count is one call into C."""
-        rate = self._plan.rate
+        """When the next operation is due: now, or by the rate; None at the end.
+
+        Threads may share it: each count is one call into C.
+        """
         now = self._clock()
-        if now >= self._until:
+        if now >= self.measured_from and (now >= self._until or next(self._left, None) is None):
             return None
-        if now >= self.measured_from and next(self._left, None) is None:
-            return None
-        if rate is None:
-            return 0.0
-        return self._began + next(self._turns) / rate
+        return now if self._rate is None else self._began + next(self._turns) / self._rate
 
 
 async def drive(clerk: AsyncShardClerk, source: Source, plan: Plan, recorder: Recorder) -> float:
     """Run the plan with tasks; returns how many seconds the measured part took."""
     clock = time.perf_counter
     schedule = Schedule(plan, clock(), clock)
-    caller = _AsyncCaller(clerk, source, plan.consistency)
-    recorder.began = schedule.measured_from
+    recorder.begin(schedule.measured_from)
+    operations = _async_operations(clerk, source, plan.consistency)
 
     async def call() -> None:  # hot: runs per operation
-        done, operations, draw_key, draw_kind = (
-            recorder.done,
-            caller.operations,
-            source.draw_key,
-            source.draw_kind,
-        )
-        measured_from, next_due = schedule.measured_from, schedule.next
+        latencies, draw_key, draw_kind = recorder.latencies, source.draw_key, source.draw_kind
+        measured_from, open_loop, next_due = schedule.measured_from, plan.rate is not None, schedule.next
         while (due := next_due()) is not None:
             kind = draw_kind()
             key = source.new_key() if kind == INSERT else draw_key()
-            began = clock()
-            if due:
-                if due > began:
-                    await asyncio.sleep(due - began)
-                began = due
+            if open_loop and (early := due - clock()) > 0:
+                await asyncio.sleep(early)
             try:
                 await operations[kind](key)
             except ShardKVError as error:
                 recorder.failed(error)
                 continue
-            if began >= measured_from:
-                done(kind, key, clock() - began)
+            if due >= measured_from:
+                latencies[kind].append(clock() - due)
 
     flushing = asyncio.create_task(_flush_forever(recorder))
     try:
@@ -141,45 +134,42 @@ async def drive(clerk: AsyncShardClerk, source: Source, plan: Plan, recorder: Re
 
 
 def _finish(recorder: Recorder, now: float) -> float:
-    seconds = max(now - recorder.began, 1e-9)
+    seconds = max(now - recorder.measured_from, 1e-9)
     recorder.flush(int(seconds / INTERVAL_SECONDS))
     return seconds
 
 
 async def _flush_forever(recorder: Recorder) -> None:
     index = 0
+    await asyncio.sleep(recorder.measured_from - time.perf_counter())
+    recorder.warmed_up()
     while True:
-        end = recorder.began + (index + 1) * INTERVAL_SECONDS
+        end = recorder.measured_from + (index + 1) * INTERVAL_SECONDS
         await asyncio.sleep(max(0.0, end - time.perf_counter()))
         recorder.flush(index)
         index += 1
 
 
-class _AsyncCaller:
-    def __init__(self, clerk: AsyncShardClerk, source: Source, consistency: Consistency) -> None:
-        self._clerk, self._source, self._consistency = clerk, source, consistency
-        by_kind: dict[int, Callable[[bytes], Awaitable[object]]] = {
-            READ: self._read,
-            UPDATE: self._put,
-            INSERT: self._put,
-            SCAN: self._scan,
-            MODIFY: self._modify,
-        }
-        self.operations = [by_kind[kind] for kind in range(len(KINDS))]
+def _async_operations(
+    clerk: AsyncShardClerk, source: Source, consistency: Consistency
+) -> list[Callable[[bytes], Awaitable[object]]]:
+    def read(key: bytes) -> Awaitable[object]:
+        return clerk.get(key, consistency=consistency)
 
-    def _read(self, key: bytes) -> Awaitable[object]:
-        return self._clerk.get(key, consistency=self._consistency)
+    def put(key: bytes) -> Awaitable[object]:
+        return clerk.put(key, source.value())
 
-    def _put(self, key: bytes) -> Awaitable[object]:
-        return self._clerk.put(key, self._source.value())
-
-    async def _scan(self, key: bytes) -> None:
-        async for _ in self._clerk.scan(key, None, self._source.scan_length(), consistency=self._consistency):
+    async def scan(key: bytes) -> None:
+        async for _ in clerk.scan(key, None, source.scan_length(), consistency=consistency):
             pass
 
-    async def _modify(self, key: bytes) -> None:
-        await self._clerk.get(key)
-        await self._clerk.put(key, self._source.value())
+    async def modify(key: bytes) -> None:
+        await clerk.get(key)
+        await clerk.put(key, source.value())
+
+    by_kind: dict[int, Callable[[bytes], Awaitable[object]]]
+    by_kind = {READ: read, UPDATE: put, INSERT: put, SCAN: scan, MODIFY: modify}
+    return [by_kind[kind] for kind in range(len(KINDS))]
 
 
 async def load(clerk: AsyncShardClerk, source: Source, numbers: Iterator[bytes], at_once: int) -> None:
@@ -196,37 +186,40 @@ def drive_threads(clerk: ShardClerk, source: Source, plan: Plan, recorder: Recor
     """The same with the blocking clerk and a thread for each caller."""
     clock = time.perf_counter
     schedule = Schedule(plan, clock(), clock)
-    recorder.began = schedule.measured_from
+    recorder.begin(schedule.measured_from)
     failures: list[BaseException] = []
     operations = _blocking_operations(clerk, source, plan.consistency)
 
     def call() -> None:  # hot: runs per operation
+        latencies, measured_from = recorder.latencies, schedule.measured_from
+        while (due := schedule.next()) is not None:
+            kind = source.draw_kind()
+            key = source.new_key() if kind == INSERT else source.draw_key()
+            if plan.rate is not None and (early := due - clock()) > 0:
+                time.sleep(early)
+            try:
+                operations[kind](key)
+            except ShardKVError as error:
+                recorder.failed(error)
+                continue
+            if due >= measured_from:
+                latencies[kind].append(clock() - due)
+
+    def guarded() -> None:
         try:
-            while (due := schedule.next()) is not None:
-                kind = source.draw_kind()
-                key = source.new_key() if kind == INSERT else source.draw_key()
-                began = clock()
-                if due:
-                    if due > began:
-                        time.sleep(due - began)
-                    began = due
-                try:
-                    operations[kind](key)
-                except ShardKVError as error:
-                    recorder.failed(error)
-                    continue
-                if began >= schedule.measured_from:
-                    recorder.done(kind, key, clock() - began)
+            call()
         except BaseException as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=call) for _ in range(plan.callers)]
+    threads = [threading.Thread(target=guarded) for _ in range(plan.callers)]
     for thread in threads:
         thread.start()
+    time.sleep(max(0.0, schedule.measured_from - clock()))
+    recorder.warmed_up()
     index = 0
     for thread in threads:
         while thread.is_alive():
-            end = recorder.began + (index + 1) * INTERVAL_SECONDS
+            end = schedule.measured_from + (index + 1) * INTERVAL_SECONDS
             thread.join(max(0.0, end - clock()))
             if clock() >= end:
                 recorder.flush(index)

@@ -167,7 +167,9 @@ def _with_tasks(job: Job, number: int, pipe: Connection[Any, Any]) -> float:
             source = _source(job, number)
             await _prepare(clerk, source, job, number, pipe)
             _wait_for_the_others(pipe)
-            return await driver.drive(clerk, source, job.share(number), _recorder(clerk.group_of, pipe))
+            return await driver.drive(
+                clerk, source, job.share(number), _recorder(clerk.answered_by_group, pipe)
+            )
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(work())
@@ -184,8 +186,10 @@ def _with_threads(job: Job, number: int, pipe: Connection[Any, Any]) -> float:
     with ShardClerk(job.controllers, timeout=job.timeout) as clerk:
         clerk.get(b"\x00")
         _wait_for_the_others(pipe)
-        return driver.drive_threads(clerk, source, job.share(number), _recorder(clerk.group_of, pipe))
+        return driver.drive_threads(clerk, source, job.share(number), _recorder(clerk.answered_by_group, pipe))
 
 
-def _recorder(group_of: driver.GroupOf, pipe: Connection[Any, Any]) -> Recorder:
-    return Recorder(group_of, lambda index, interval: pipe.send(("interval", index, interval.encode())))
+def _recorder(answered_by_group: Callable[[], dict[int, int]], pipe: Connection[Any, Any]) -> Recorder:
+    return Recorder(
+        answered_by_group, lambda index, interval: pipe.send(("interval", index, interval.encode()))
+    )

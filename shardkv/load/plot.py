@@ -13,7 +13,9 @@ def plot(figures: Figures, title: str, path: Path) -> None:
     """Write `path`; its suffix, .png or .svg, says as what. Raises ImportError without matplotlib."""
     from matplotlib.figure import Figure  # without pyplot: no display is asked for
 
-    timeline = [(start, length, interval) for start, length, interval in figures.timeline() if interval.operations]
+    timeline = [
+        (start, length, interval) for start, length, interval in figures.timeline() if interval.operations
+    ]
     times = [start for start, _, _ in timeline]
     figure = Figure(figsize=(9, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
