@@ -8,7 +8,7 @@ PROTOS := $(wildcard proto/*/*.proto)
 SEEDS ?= 200
 CHAOS_SECONDS ?= 60
 
-.PHONY: up venv test lint unit proto proto-check sim-soak chaos acceptance bench clean
+.PHONY: up venv test lint unit proto proto-check sim-soak chaos acceptance bench bench-vs-etcd bench-scale clean
 
 up: venv
 	$(BIN)/shardkv up
@@ -52,6 +52,18 @@ acceptance: venv
 
 bench: venv
 	$(BIN)/python -m bench.quick
+
+# etcd and us in turn, with etcd's own Go client. Installs etcd and Go where it may; else says what is missing.
+ROUNDS ?= 3
+bench-vs-etcd: venv
+	@command -v etcd >/dev/null && command -v go >/dev/null && test -d /usr/share/gocode/src/go.etcd.io/etcd/clientv3 || \
+	{ command -v apt-get >/dev/null && test "$$(id -u)" = 0 && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends etcd-server golang-go golang-etcd-server-dev; } || true
+	$(BIN)/python -m bench.vs_etcd --rounds $(ROUNDS)
+
+# Millions of keys, restarts, YCSB, a large map, an idle cluster; about a quarter of an hour.
+bench-scale: venv
+	$(BIN)/python -m bench.scale
 
 clean:
 	rm -rf $(VENV) build *.egg-info data

@@ -62,24 +62,28 @@ class Lane:
         self._owner, self._gid, self._kind, self._method = owner, gid, kind, method
         self._dialer, self._rng = dialer, rng
         self._spread = spread  # reads that any replica may answer go round all of them
+        self._turn = rng.randrange(1 << 16)
         self.queue: deque[Operation] = deque()
         self.answered = 0  # operations, for those who count
         self._leader = ""
         self._frames = 0  # out, or answered and not yet settled
+        self._most_frames = FRAMES_OUT  # where any replica may answer, for each of them
         self._settling = asyncio.Lock()
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def put(self, operation: Operation) -> None:  # hot: runs per operation
         self.queue.append(operation)
-        if not self._scheduled and self._frames < FRAMES_OUT:
+        if not self._scheduled and self._frames < self._most_frames:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send_frames)
 
     def _send_frames(self) -> None:
         """Once a turn of the loop, so that all that this turn queued shares a frame."""
         self._scheduled = False
-        while self.queue and self._frames < FRAMES_OUT:
+        if self._spread:
+            self._most_frames = FRAMES_OUT * max(1, len(self._owner.addresses(self._gid)))
+        while self.queue and self._frames < self._most_frames:
             operations = self._take()
             if operations:
                 self._frames += 1
@@ -91,7 +95,7 @@ class Lane:
         """The next frame's operations; those that are over already are dropped."""
         taken: list[Operation] = []
         size, queue = 0, self.queue
-        free = FRAMES_OUT - self._frames
+        free = self._most_frames - self._frames
         most = min(FRAME_OPERATIONS, max(SPLIT_OPERATIONS, -(-len(queue) // free)))
         while queue and len(taken) < most and size < FRAME_BYTES:
             operation = queue.popleft()
@@ -157,7 +161,8 @@ class Lane:
 
     def _choose(self, addresses: tuple[str, ...]) -> str:
         if self._spread:
-            return self._rng.choice(addresses)
+            self._turn += 1
+            return addresses[self._turn % len(addresses)]
         if self._leader not in addresses:
             self._leader = self._rng.choice(addresses)
         return self._leader

@@ -23,9 +23,8 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 ZEROS_AHEAD = 1 << 20
 SMALL_APPEND = 64 << 10
-INLINE_BYTES = 8 << 10
+INLINE_BYTES = 32 << 10
 INLINE_SECONDS = 0.0005
-DECAY = 0.9
 
 
 class RealFile:
@@ -39,10 +38,10 @@ class RealFile:
     def __init__(self, descriptor: int, size: int, run: ThreadPoolExecutor) -> None:
         self._descriptor, self._run = descriptor, run
         self._size = self._allocated = size
-        self._slowest = INLINE_SECONDS  # of late; a new file has to show that it is fast
+        self._usual_seconds = INLINE_SECONDS  # for one append, of late; a new file has to show that it is fast
 
     async def append(self, data: bytes) -> None:
-        if len(data) <= INLINE_BYTES and self._slowest < INLINE_SECONDS:
+        if len(data) <= INLINE_BYTES and self._usual_seconds < INLINE_SECONDS:
             self._append(data)
         else:
             await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
@@ -58,7 +57,7 @@ class RealFile:
         _write_all(self._descriptor, data, self._size)
         os.fdatasync(self._descriptor)
         self._size = end
-        self._slowest = max(time.perf_counter() - began, self._slowest * DECAY)
+        self._usual_seconds += (time.perf_counter() - began - self._usual_seconds) / 8
 
     def close(self) -> None:
         os.close(self._descriptor)

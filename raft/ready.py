@@ -17,7 +17,7 @@ class Options:
     """How a replica behaves. All replicas of a group should share them."""
 
     election_ticks: int = 14  # a timeout is drawn from [election_ticks, 2 * election_ticks)
-    heartbeat_ticks: int = 2
+    heartbeat_ticks: int = 3
     max_append_bytes: int = 1 << 20  # payload of one AppendEntries (one larger entry still goes)
     window_messages: int = 64  # AppendEntries in flight to one follower
     window_bytes: int = 8 << 20

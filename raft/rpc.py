@@ -127,6 +127,9 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        # uvloop keeps what is written until the turn ends, unless it is above the high-water mark.
+        # We have gathered already, and later in the turn a disk may be synced: out with it at once.
+        self._transport.set_write_buffer_limits(high=0)
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -14,7 +14,14 @@ from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
 from raft.types import Entry, Kind, SnapshotMeta
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
-from shardctrler.codec import change_from_pb, change_to_pb, group_from_pb
+from shardctrler.codec import (
+    change_from_pb,
+    change_to_pb,
+    config_from_pb,
+    config_to_pb,
+    group_from_pb,
+    group_to_pb,
+)
 from shardctrler.planner import Refused
 from shardctrler.shard_map import Change, Config, Gid, Group
 
@@ -29,8 +36,9 @@ class ControllerMachine(InMemoryMachine):
         self.clock_ms = 0
         self.membership = b""
         self.config = Config()
-        self._changes: list[Change] = []
-        self._encoded: list[bytes] = []  # each change as it is stored and sent
+        self._changes: list[
+            bytes
+        ] = []  # each change as it is stored and sent; change n makes configuration n + 1
         self._next_shard = 2
         self._sessions: dict[bytes, SessionRecord] = {}
         self._last_addresses: dict[Gid, Group] = {}  # of every group there ever was
@@ -44,13 +52,13 @@ class ControllerMachine(InMemoryMachine):
         if num == self.config.num:
             return self.config
         config = Config()
-        for change in self._changes[:num]:
-            config.apply(change)
+        for data in self._changes[:num]:
+            config.apply(change_from_pb(pb.Change.FromString(data)))
         return config
 
     def changes_since(self, num: int, limit: int) -> list[pb.Change]:
         """What follows configuration `num`, at most `limit` changes."""
-        return [pb.Change.FromString(data) for data in self._encoded[num : num + limit]]
+        return [pb.Change.FromString(data) for data in self._changes[num : num + limit]]
 
     # ---- applying
 
@@ -135,11 +143,7 @@ class ControllerMachine(InMemoryMachine):
 
     def _extend(self, change: Change) -> None:
         self.config.apply(change)
-        self._remember(change, change_to_pb(change).SerializeToString(deterministic=True))
-
-    def _remember(self, change: Change, encoded: bytes) -> None:
-        self._changes.append(change)
-        self._encoded.append(encoded)
+        self._changes.append(change_to_pb(change).SerializeToString(deterministic=True))
         for group in change.joined:
             self._last_addresses[group.gid] = group
         for shard in change.initial:
@@ -150,8 +154,15 @@ class ControllerMachine(InMemoryMachine):
     # ---- the snapshot
 
     def dump(self) -> bytes:
-        state = pb.State(clock_ms=self.clock_ms, next_shard=self._next_shard, membership=self.membership)
-        state.changes.extend(pb.Change.FromString(data) for data in self._encoded)
+        known = [group_to_pb(self._last_addresses[gid]) for gid in sorted(self._last_addresses)]
+        state = pb.State(
+            changes=self._changes,
+            clock_ms=self.clock_ms,
+            next_shard=self._next_shard,
+            membership=self.membership,
+            config=config_to_pb(self.config),
+            known=known,
+        )
         for session in sorted(self._sessions):
             state.sessions.add(session=session, record=self._sessions[session].encode())
         return state.SerializeToString(deterministic=True)
@@ -159,11 +170,11 @@ class ControllerMachine(InMemoryMachine):
     def load(self, data: bytes) -> None:
         state = pb.State.FromString(data)
         self._reset()
-        for message in state.changes:
-            change = change_from_pb(message)
-            self.config.apply(change)
-            self._remember(change, message.SerializeToString(deterministic=True))
+        self.config = config_from_pb(state.config)
+        self._changes = list(state.changes)
+        self._last_addresses = {group.gid: group_from_pb(group) for group in state.known}
         self.config.check()
+        assert self.config.num == len(self._changes), "a map that its history does not make"
         self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
         self.membership = state.membership
         self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}

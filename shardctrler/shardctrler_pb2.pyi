@@ -207,18 +207,22 @@ class ChangesReply(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership")
+    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "known")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     NEXT_SHARD_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
-    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedScalarFieldContainer[bytes]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
     clock_ms: int
     next_shard: int
     membership: bytes
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ...) -> None: ...
+    config: Config
+    known: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class SessionState(_message.Message):
     __slots__ = ("session", "record")

@@ -47,7 +47,7 @@ from shardkv.unary import KVService
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 IDENTITY = "identity.json"
 CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0

@@ -113,8 +113,8 @@ def test_a_follower_s_lost_read_request_is_asked_again() -> None:
     settle(raft)
     raft.read(5, 0.0)
     (first,) = (e.message for e in settle(raft) if isinstance(e.message, ReadIndex))
-    raft.tick(0.0)
-    raft.tick(0.0)
+    for _ in range(raft.options.heartbeat_ticks):
+        raft.tick(0.0)
     (again,) = (e.message for e in settle(raft) if isinstance(e.message, ReadIndex))
     assert again == first
     raft.step(Envelope(3, 2, 1, ReadIndexReply(first.seq, 9)))

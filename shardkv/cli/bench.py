@@ -212,11 +212,10 @@ def _print(figures: Figures, name: str, clients: int, output: str) -> None:
             for label, callers, histogram in rows
         ],
     )
-    if len(total.by_group) > 1:
-        print_table(
-            ("group", "ops/s"),
-            [(gid, f"{count / figures.seconds:,.0f}") for gid, count in sorted(total.by_group.items())],
-        )
+    shares = figures.shares()
+    if len(shares) > 1:
+        rate = total.operations / figures.seconds
+        print_table(("group", "ops/s"), [(gid, f"{share * rate:,.0f}") for gid, share in shares.items()])
 
 
 def _plot(figures: Figures, title: str, picture: Path) -> None:

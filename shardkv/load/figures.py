@@ -17,7 +17,7 @@ class Interval:
     """Half a second of one worker, or of all; latencies in seconds."""
 
     by_kind: list[Histogram] = field(default_factory=lambda: [Histogram() for _ in KINDS])
-    by_group: Counter[int] = field(default_factory=Counter)
+    by_group: Counter[int] = field(default_factory=Counter)  # answers; see `Figures.shares`
     errors: int = 0
     first_error: str = ""
 
@@ -83,6 +83,12 @@ class Figures:
             whole.merge(interval)
         return whole
 
+    def shares(self) -> dict[int, float]:
+        """Each group's part of all answers; an operation may take several (a scan's pages, a read and a write)."""
+        answers = self.total().by_group
+        whole = answers.total() or 1
+        return {gid: count / whole for gid, count in sorted(answers.items())}
+
     def as_json(self) -> dict[str, object]:
         total = self.total()
         rate = 1 / self.seconds if self.seconds else 0.0
@@ -94,7 +100,8 @@ class Figures:
             **_latencies(total.all()),
             "seconds": round(self.seconds, 3),
             "by_group": {
-                str(gid): {"ops_per_s": round(count * rate, 1)} for gid, count in sorted(total.by_group.items())
+                str(gid): {"ops_per_s": round(total.operations * share * rate, 1)}
+                for gid, share in self.shares().items()
             },
             "by_kind": {
                 name: {"ops_per_s": round(histogram.count * rate, 1), **_latencies(histogram)}

@@ -3,7 +3,7 @@
 A clerk in Python is one core at most, so more load takes more processes. Each worker
 has a pipe to the parent; what is said on it, in order:
 
-    worker  ("loaded", n)…  ("ready",)  ("interval", index, data)…  ("done", seconds) or ("failed", text)
+    worker  ("loaded", n)…  ("ready",)  ("interval", index, data)…  ("done", seconds), ("failed", text) or ("unreachable", text)
     parent                            ("go",)
 
 A worker whose parent is gone ends at its next word; the parent ends the workers that
@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 
-from client import AsyncShardClerk, ShardClerk
+from client import AsyncShardClerk, DeadlineExceeded, ShardClerk, Unavailable
 from shardkv.load import driver
 from shardkv.load.driver import Plan, Recorder
 from shardkv.load.figures import Figures, Interval
@@ -68,7 +68,7 @@ class Job:
 
 
 def run(job: Job, on_loaded: Callable[[int], None], on_interval: Callable[[int, Interval], None]) -> Figures:
-    """Run the fleet to its end. Raises WorkerFailed."""
+    """Run the fleet to its end. Raises WorkerFailed; Unavailable when there is no cluster to load."""
     context = multiprocessing.get_context("spawn")  # a clerk does not survive a fork
     pipes: list[Connection[Any, Any]] = []
     workers = []
@@ -119,6 +119,8 @@ def _attend(
                     left.remove(pipe)
                 case ("failed", text):
                     raise WorkerFailed(text)
+                case ("unreachable", text):
+                    raise Unavailable(text)
     return figures
 
 
@@ -131,6 +133,8 @@ def _work(job: Job, number: int, pipe: Connection[Any, Any]) -> None:
         pipe.send(("done", work(job, number, pipe)))
     except (BrokenPipeError, KeyboardInterrupt):
         pass  # the parent has gone, or was interrupted and ends us: nobody to tell
+    except (Unavailable, DeadlineExceeded) as error:
+        pipe.send(("unreachable", str(error)))
     except BaseException as error:
         traceback.print_exc()
         pipe.send(("failed", f"{type(error).__name__}: {error}"))

@@ -1,0 +1,207 @@
+"""How it holds up as it grows: `python -m bench.scale [millions|restart|ycsb|groups|map|idle]…`.
+
+millions  5 million keys in one group: load rate from begin to end, memory, the longest gap in service
+restart   SIGKILL of a whole group with 1 million keys in it: how long until it serves again
+ycsb      the core workloads A to F over 2 and over 4 groups
+groups    CPU seconds for 100,000 operations with 1 group and with 4
+map       1,000 groups and 100,000 shards: the controller's and the clerk's code, without the groups
+idle      what a cluster costs that nobody uses
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.live import LiveCluster
+from bench.map_scale import measure_map
+from client import ShardClerk
+from shardkv.cluster import Process
+from shardkv.load.workload import bench_key
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def rss_megabytes(process: Process) -> float:
+    """Memory that the process holds now."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+class Probe:
+    """A caller of its own beside a load: the longest time that one put or get of it took."""
+
+    def __init__(self, clerk: ShardClerk, keys: int) -> None:
+        self._clerk, self._keys = clerk, keys
+        self._stop = threading.Event()
+        self.longest = 0.0
+        self.at = 0.0
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        rng, began = random.Random(1), time.monotonic()
+        while not self._stop.is_set():
+            key = bench_key(rng.randrange(self._keys))
+            for call in (
+                lambda key=key: self._clerk.put(b"~" + key, b"probe"),
+                lambda key=key: self._clerk.get(key),
+            ):
+                start = time.monotonic()
+                call()
+                took = time.monotonic() - start
+                if took > self.longest:
+                    self.longest, self.at = took, start - began
+            time.sleep(0.005)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def millions(keys: int = 5_000_000) -> None:
+    """Every key is put once, by 1,000 callers; one more caller beside them tells of stalls."""
+    with LiveCluster(groups=1, controllers=1) as live, live.clerk() as clerk:
+        live.json("bench", "--ops", "1000")  # connections and first files
+        probe = Probe(clerk, 1000)
+        parts, rates = 20, []
+        peaks: dict[int, float] = {}
+        for part in range(parts):
+            first, count = max(1, keys // parts * part), str(keys // parts)
+            figures = live.json(
+                "bench", "--mix", "insert=1", "--keys", str(first), "--ops", count, "--clients", "1000"
+            )
+            rates.append(figures["ops_per_s"])
+            for process in live.cluster().processes:
+                if process.role == "group":
+                    peaks[process.index] = max(peaks.get(process.index, 0.0), rss_megabytes(process))
+            say(
+                f"{keys // parts * (part + 1):>9,} keys, {rates[-1]:8,.0f} puts/s, p99 {figures['p99_ms']:.0f} ms, "
+                f"max {figures['max_ms']:.0f} ms, RSS {_rounded(peaks)} MB"
+            )
+        probe.stop()
+        quarter = parts // 4
+        start, end = sum(rates[:quarter]) / quarter, sum(rates[-quarter:]) / quarter
+        say(f"puts/s in the first quarter {start:,.0f}, in the last {end:,.0f}: {end / start:.0%}")
+        say(f"highest RSS of the replicas: {_rounded(peaks)} MB")
+        say(f"a caller beside it waited {probe.longest * 1000:.0f} ms at most (after {probe.at:.0f} s)")
+
+
+def _rounded(values: dict[Any, float]) -> dict[Any, int]:
+    return {key: round(value) for key, value in values.items()}
+
+
+def restart(keys: int = 1_000_000, rounds: int = 3) -> None:
+    with LiveCluster(groups=1, controllers=1) as live, live.clerk(timeout=120) as clerk:
+        live.json("bench", "--keys", str(keys), "--load", "--ops", "1")
+        say(f"{keys:,} keys of 256 B are in")
+        for _ in range(rounds):
+            live.json("bench", "--keys", str(keys), "--no-load", "--ops", "20000")  # a log to replay
+            cluster = live.cluster()
+            group = [process for process in cluster.processes if process.role == "group"]
+            for process in group:
+                os.kill(process.pid, 9)
+            for process in group:
+                cluster.kill(process)
+            began = time.monotonic()
+            for process in group:
+                cluster.start(process)
+            clerk.put(b"after", b"restart")
+            assert clerk.get(bench_key(keys - 1)) is not None
+            logs = sum(path.stat().st_size for path in Path(group[0].data).glob("wal-*")) / 1e6
+            say(
+                f"SIGKILL of all three: serves again after {time.monotonic() - began:.2f} s (log files {logs:.0f} MB)"
+            )
+
+
+def ycsb(operations: int = 40_000, keys: int = 50_000) -> None:
+    print(f"{'groups':>6} {'workload':8} {'ops/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
+    for groups in (2, 4):
+        with LiveCluster(groups=groups) as live:
+            common = ("--keys", str(keys), "--value-size", "1024", "--clients", "256")
+            live.json("bench", *common, "--load", "--ops", "1")
+            for workload in "abcdef":
+                count = operations // 8 if workload == "e" else operations
+                found = live.json("bench", *common, "--no-load", "--workload", workload, "--ops", str(count))
+                print(
+                    f"{groups:>6} {workload:8} {found['ops_per_s']:9,.0f} {found['p50_ms']:8.2f} "
+                    f"{found['p99_ms']:8.2f} {found['max_ms']:8.1f}",
+                    flush=True,
+                )
+
+
+def groups(operations: int = 300_000) -> None:
+    """The same load on 1 and on 4 groups, alternately: CPU seconds of servers and client for 100,000 operations."""
+    used: dict[int, list[float]] = {1: [], 4: []}
+    for _ in range(2):
+        for count in used:
+            with LiveCluster(groups=count) as live:
+                live.json("bench", "--clients", "1000", "--ops", "20000")
+                before = {p.pid: cpu_seconds(p.pid) for p in live.cluster().processes}
+                children = os.times()
+                live.json(
+                    "bench",
+                    "--clients",
+                    "1000",
+                    "--workload",
+                    "a",
+                    "--value-size",
+                    "1024",
+                    "--ops",
+                    str(operations),
+                )
+                after = os.times()
+                seconds = sum(cpu_seconds(pid) - was for pid, was in before.items())
+                seconds += after.children_user + after.children_system
+                seconds -= children.children_user + children.children_system
+                used[count].append(seconds / operations * 100_000)
+                say(
+                    f"{count} group(s): {used[count][-1]:.2f} CPU s for 100,000 operations (YCSB A, 1 KB, loading included)"
+                )
+    say(f"4 groups take {min(used[4]) / min(used[1]):.2f} x the CPU of 1")
+
+
+def idle(seconds: float = 30.0) -> None:
+    with LiveCluster(groups=2) as live:
+        live.json("bench", "--ops", "1000")
+        time.sleep(5)
+        processes = live.cluster().processes
+        before = [cpu_seconds(process.pid) for process in processes]
+        time.sleep(seconds)
+        used = [cpu_seconds(p.pid) - was for p, was in zip(processes, before, strict=True)]
+        memory = [rss_megabytes(process) for process in processes]
+        say(
+            f"{len(processes)} idle processes: {sum(used) / seconds:.1%} of one core in all, {max(memory):.0f} MB the largest"
+        )
+
+
+def main() -> None:
+    stories = {
+        "millions": millions,
+        "restart": restart,
+        "ycsb": ycsb,
+        "groups": groups,
+        "map": measure_map,
+        "idle": idle,
+    }
+    for name in sys.argv[1:] or list(stories):
+        say(f"== {name}")
+        stories[name]()
+
+
+if __name__ == "__main__":
+    main()
