@@ -60,7 +60,7 @@ MANIFEST_LENGTH = struct.Struct("<Q")
 class RocksOptions:
     """Memory for one replica's database, in bytes."""
 
-    write_buffer_bytes: int = 32 << 20
+    write_buffer_bytes: int = 64 << 20
     block_cache_bytes: int = 64 << 20
 
 
@@ -310,7 +310,9 @@ def _rocks_options(options: RocksOptions, cache: Cache | None) -> Options:
     rocks.create_if_missing(True)
     rocks.set_write_buffer_size(options.write_buffer_bytes)
     rocks.set_max_write_buffer_number(3)
-    rocks.set_compression_type(DBCompressionType.lz4())
+    # What is young is merged again soon: compressing it would cost more than the space is worth.
+    none, lz4 = DBCompressionType.none(), DBCompressionType.lz4()
+    rocks.set_compression_per_level([none, none, lz4, lz4, lz4, lz4, lz4])
     rocks.set_level_compaction_dynamic_level_bytes(True)
     rocks.set_max_background_jobs(2)
     rocks.set_bytes_per_sync(1 << 20)  # write back as it goes, rather than all at the file's end
