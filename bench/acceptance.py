@@ -2,7 +2,7 @@
 
 load   Python's own standard library in, byte for byte out, while groups join and leave
 kill   SIGKILL of every leader in turn, then of everything at once, under appends
-gap    the longest pause of a shard that moves, with 2 MB and with 200 MB in it
+gap    the longest pause of a shard that moves, with 2 MB and with 1 GB in it
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def failover(rounds: int = 10) -> None:
             say(f"{kind} of the leader, {rounds} times: writes stopped for {told}")
 
 
-def gap(megabytes: tuple[int, ...] = (2, 200)) -> None:
+def gap(megabytes: tuple[int, ...] = (2, 1000)) -> None:
     """Point 5: how long a shard that moves is not served, by its size."""
     for size in megabytes:
         with LiveCluster(groups=2, shards=2) as live, live.clerk() as clerk:

@@ -23,6 +23,7 @@ from shardkv.frames import MalformedFrame, SectionReply, SectionStatus, Status
 
 FRAMES_OUT = 2
 FRAME_OPERATIONS = 1024
+FEW_OPERATIONS = 4  # out: their callers are nearly alone
 SPLIT_OPERATIONS = 64  # more than so many are spread over all frames that may go out
 FRAME_BYTES = 1 << 20
 ATTEMPT_SECONDS = 1.0
@@ -67,6 +68,7 @@ class Lane:
         self.answered = 0  # operations, for those who count
         self._leader = ""
         self._frames = 0  # out, or answered and not yet settled
+        self._operations_out = 0
         self._most_frames = FRAMES_OUT  # where any replica may answer, for each of them
         self._settling = asyncio.Lock()
         self._scheduled = False
@@ -74,19 +76,31 @@ class Lane:
 
     def put(self, operation: Operation) -> None:  # hot: runs per operation
         self.queue.append(operation)
-        if not self._scheduled and self._frames < self._most_frames:
+        if not self._scheduled and self._may_send():
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send_frames)
+
+    def _may_send(self) -> bool:  # hot: runs per operation
+        """Whether what is queued is worth a frame now, or better waits for the one that is out.
+
+        A second frame keeps the group busy while we are at work on the first, if it is large; and
+        spares a caller who is nearly alone the wait. In between, fewer and fuller frames cost less.
+        """
+        if self._frames == 0:
+            return True
+        worth = len(self.queue) >= SPLIT_OPERATIONS or self._operations_out <= FEW_OPERATIONS
+        return worth and self._frames < self._most_frames
 
     def _send_frames(self) -> None:
         """Once a turn of the loop, so that all that this turn queued shares a frame."""
         self._scheduled = False
         if self._spread:
             self._most_frames = FRAMES_OUT * max(1, len(self._owner.addresses(self._gid)))
-        while self.queue and self._frames < self._most_frames:
+        while self.queue and self._may_send():
             operations = self._take()
             if operations:
                 self._frames += 1
+                self._operations_out += len(operations)
                 task = asyncio.get_running_loop().create_task(self._send(operations))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -115,6 +129,7 @@ class Lane:
                     await asyncio.sleep(0)
             finally:
                 self._frames -= 1
+                self._operations_out -= len(operations)
                 self._send_frames()
 
     async def _attempt(self, operations: tuple[Operation, ...]) -> Callable[[], None]:
