@@ -1,13 +1,12 @@
-"""Calls between processes: one long-lived TCP stream to each address, many calls in each write.
+"""Calls between processes: one long-lived TCP stream to each address, any number of calls out at once.
 
     hello    magic "SKV", version u8, length u16, cluster id (empty: not known yet)
     welcome  magic "SKV", 0 or 1, length u16, text: why not, when it is 1
     record   kind u8, number u64, length of method u16, length of payload u32; method; payload
 
 After the hello a stream is a sequence of records in both directions. A `post` wants
-no answer (raft's mail); a `call` is answered by its number, in any order. What
-queued up in one turn of the event loop, or while the peer was slow to read, leaves
-in one write.
+no answer (raft's mail); a `call` is answered by its number, in any order. What queued
+while the peer was slow to read leaves in one write.
 
 A stream of another version or cluster is refused with a reason. Malformed bytes end
 the stream: it is logged, and nobody else is harmed. The same port speaks gRPC to
@@ -93,13 +92,15 @@ class Parser:
 
 
 class Stream(asyncio.Protocol):
-    """One side of a connection: gathers records and writes them once a turn, unless the peer is slow."""
+    """One side of a connection. A record leaves at once: it is a batch already, of one turn's mail or one frame.
+
+    While the peer is slow to read, records queue, and leave together.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._parser = Parser()
         self._queued: list[bytes] = []
-        self._flushing = False
         self._paused = False
         self._transport: asyncio.Transport | None = None
         self.queued_bytes = 0
@@ -108,12 +109,9 @@ class Stream(asyncio.Protocol):
         name = method.encode("ascii")
         self._queued += (RECORD.pack(kind, number, len(name), len(payload)), name, payload)
         self.queued_bytes += RECORD.size + len(name) + len(payload)
-        if not self._flushing and not self._paused and self._transport is not None:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._flush()
 
     def _flush(self) -> None:
-        self._flushing = False
         if self._queued and not self._paused and self._transport is not None:
             data, self._queued, self.queued_bytes = b"".join(self._queued), [], 0
             self._transport.write(data)
@@ -127,8 +125,8 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        # uvloop keeps what is written until the turn ends, unless it is above the high-water mark.
-        # We have gathered already, and later in the turn a disk may be synced: out with it at once.
+        # uvloop keeps what is written until the turn ends, unless it is above the high-water mark:
+        # out with it at once, for later in the turn a disk may be synced.
         self._transport.set_write_buffer_limits(high=0)
 
     def abort(self) -> None:
