@@ -2,10 +2,10 @@
 
 Appends run on one thread of their own for each directory, off the event loop, so they
 keep their order; replacing and removing files runs on another, for an append must
-not wait until a large file is gone. A small append is done on the event loop itself while
-the disk syncs in a fraction of a millisecond: going to the thread and back would take
-longer. A disk that turns slow costs the loop a few such waits, and then has the thread
-again. A failed call is never retried: its OSError goes up and stops the replica (DESIGN §3).
+not wait until a large file is gone. For a small append the event loop stands still a
+moment, since most syncs take less time than being woken by the thread does; one that
+takes longer is awaited, so that no disk holds up the loop. A failed call is never
+retried: its OSError goes up and stops the replica (DESIGN §3).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ T = TypeVar("T")
 TEMPORARY = ".tmp"
 ZEROS_AHEAD = 1 << 20
 SMALL_APPEND = 64 << 10
-INLINE_BYTES = 64 << 10  # appended on the event loop, if that has usually taken less than
-INLINE_SECONDS = 0.0005
+STILL_BYTES = 64 << 10  # for an append of at most so much, on a disk that has been fast of late,
+STILL_SECONDS = 0.0004  # the event loop stands still for at most so long
 
 
 class RealFile:
@@ -40,13 +40,16 @@ class RealFile:
     def __init__(self, descriptor: int, size: int, run: ThreadPoolExecutor) -> None:
         self._descriptor, self._run = descriptor, run
         self._size = self._allocated = size
-        self._usual_seconds = INLINE_SECONDS  # for one append, of late; a new file has to show that it is fast
+        self._usual_seconds = STILL_SECONDS  # for one append, of late; a new file has to show that it is fast
 
     async def append(self, data: bytes) -> None:
-        if len(data) <= INLINE_BYTES and self._usual_seconds < INLINE_SECONDS:
-            self._append(data)
-        else:
-            await asyncio.get_running_loop().run_in_executor(self._run, self._append, data)
+        appended = self._run.submit(self._append, data)
+        if len(data) <= STILL_BYTES and self._usual_seconds < STILL_SECONDS:
+            try:
+                return appended.result(STILL_SECONDS)
+            except TimeoutError:
+                pass  # ours; or the disk's, which is raised again below
+        await asyncio.wrap_future(appended)
 
     def _append(self, data: bytes) -> None:
         began = time.perf_counter()
