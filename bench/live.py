@@ -45,7 +45,7 @@ class LiveCluster:
         self.directory = Path(tempfile.mkdtemp(prefix="shardkv-"))
         self._options = ["--groups", str(groups), "--shards", str(shards), "--port", str(free_port_base())]
         for name, value in options.items():
-            self._options += [f"--{name}", str(value)]
+            self._options += [f"--{name.replace('_', '-')}", str(value)]
 
     def __enter__(self) -> LiveCluster:
         self.up()

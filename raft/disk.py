@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,10 @@ from typing import TypeVar
 
 from raft.errors import DirectoryInUse
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+SLOW_SECONDS = 1.0  # for one append, to be worth a word in the log
 TEMPORARY = ".tmp"
 ZEROS_AHEAD = 1 << 20
 SMALL_APPEND = 64 << 10
@@ -37,8 +41,10 @@ class RealFile:
     files have in it. Readers take zeros after the last append for its end.
     """
 
-    def __init__(self, descriptor: int, size: int, run: ThreadPoolExecutor) -> None:
-        self._descriptor, self._run = descriptor, run
+    def __init__(
+        self, descriptor: int, size: int, run: ThreadPoolExecutor, appended: Callable[[float], None]
+    ) -> None:
+        self._descriptor, self._run, self._appended = descriptor, run, appended
         self._size = self._allocated = size
         self._usual_seconds = STILL_SECONDS  # for one append, of late; a new file has to show that it is fast
 
@@ -62,7 +68,9 @@ class RealFile:
         _write_all(self._descriptor, data, self._size)
         os.fdatasync(self._descriptor)
         self._size = end
-        self._usual_seconds += (time.perf_counter() - began - self._usual_seconds) / 8
+        took = time.perf_counter() - began
+        self._usual_seconds += (took - self._usual_seconds) / 8
+        self._appended(took)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -78,6 +86,7 @@ class RealDirectory:
         path.mkdir(parents=True, exist_ok=True)
         _sync_directory(path.parent)
         self.path = path
+        self.on_append: Callable[[float], None] = lambda seconds: None  # called on the disk's thread
         self._run = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.name}")
         self._housekeeping = ThreadPoolExecutor(1, thread_name_prefix=f"files-{path.name}")
         self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -89,6 +98,11 @@ class RealDirectory:
         for leftover in path.glob(f"*{TEMPORARY}"):
             leftover.unlink()  # a replace that a crash cut short: it never happened
 
+    def _note_append(self, seconds: float) -> None:
+        if seconds > SLOW_SECONDS:
+            log.warning("slow disk: an append to the log in %s took %.1f s", self.path, seconds)
+        self.on_append(seconds)
+
     def names(self) -> list[str]:
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
 
@@ -97,7 +111,7 @@ class RealDirectory:
 
     async def create(self, name: str, data: bytes) -> RealFile:
         def create() -> RealFile:
-            return RealFile(self._put(name, data), len(data), self._run)
+            return RealFile(self._put(name, data), len(data), self._run, self._note_append)
 
         return await self._on_thread(create)
 

@@ -85,6 +85,17 @@ class Node:
         self._deferred: deque[Ready] = deque()  # at most what one turn of the loop makes
         self._peers_known: Membership | None = None  # as told to the transport
         self.stopped = False
+        self.leader_changes = 0
+        self._last_leader: NodeId = 0
+
+    @property
+    def queued_writes(self) -> int:
+        """Jobs that wait for the disk."""
+        return self._jobs.qsize()
+
+    @property
+    def snapshots_sending(self) -> int:
+        return len(self._senders)
 
     # ---- life
 
@@ -228,6 +239,10 @@ class Node:
             self._serve(self._deferred.popleft())
 
     def _serve(self, ready: Ready) -> None:
+        if self.core.leader not in (0, self._last_leader):
+            self._last_leader = self.core.leader
+            self.leader_changes += 1
+            log.info("replica %d: %d leads in term %d", self.core.id, self._last_leader, self.core.term)
         if ready.committed:
             self._host.apply(ready.committed)
         if ready.reads:

@@ -131,6 +131,14 @@ class ReplicatedMachine:
         """Where the leader listens, as far as this replica knows; else empty."""
         return self.core.membership.addresses.get(self.core.leader, "")
 
+    @property
+    def waiting_proposals(self) -> int:
+        return len(self._pending)
+
+    @property
+    def waiting_reads(self) -> int:
+        return len(self._tickets) + len(self._unapplied)
+
     async def propose(self, command: bytes) -> bytes:
         """The reply of the state machine once `command` is committed and applied here.
 

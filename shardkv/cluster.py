@@ -40,6 +40,7 @@ class Process:
     pid: int
     data: str
     listen: str = ""  # where it binds, if not at `address`: something stands before it
+    metrics: str = ""  # where it answers Prometheus, if it does
 
     @property
     def running(self) -> bool:
@@ -125,6 +126,16 @@ class Cluster:
             data = str((self.directory / name).resolve())
             self.processes.append(Process(role, gid, index, address, 0, data))
 
+    def plan_metrics(self, port: int) -> None:
+        """Give each process that has none a port for Prometheus, from `port` on; it holds from its next start."""
+        used = {process.metrics for process in self.processes}
+        for process in self.processes:
+            if not process.metrics:
+                while f"127.0.0.1:{port}" in used:
+                    port += 1
+                process.metrics = f"127.0.0.1:{port}"
+                used.add(process.metrics)
+
     # ---- life
 
     def command(self, process: Process) -> list[str]:
@@ -138,6 +149,8 @@ class Cluster:
             options += ["--gid", str(process.gid), "--controllers", ",".join(self.addresses("controller", 0))]
         if process.listen:
             options += ["--listen", process.listen]
+        if process.metrics:
+            options += ["--metrics", process.metrics]
         if self.ephemeral:
             options.append("--ephemeral")
         return [sys.executable, "-m", "shardkv.cli.main", "serve", process.role, *options]

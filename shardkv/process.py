@@ -41,6 +41,9 @@ from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.engine import Engine, MemoryEngine
 from shardkv.frames import Limits
 from shardkv.machine import ShardMachine
+from shardkv.observe.health import CONTROLLER, KV, Health
+from shardkv.observe.logs import configure
+from shardkv.observe.metrics import Metrics
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
 from shardkv.unary import KVService
@@ -51,6 +54,10 @@ FORMAT = 2
 IDENTITY = "identity.json"
 CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
+# The calls that metrics tell apart.
+METHODS = frozenset(
+    ["kv.write", "kv.read", "kv.stale", "kv.status", "kv.transfer", "shard.pull", "shard.serves", "raft.members", "ctl.admin", "ctl.query", "ctl.changes", "ctl.status"]
+)
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
@@ -78,6 +85,9 @@ class ProcessOptions:
         ""  # host:port to bind, where that is not `address`: behind a NAT, a container's port, a proxy
     )
     joins_as: str = ""  # host:port of a replica that joins
+    metrics: str = ""  # host:port for Prometheus
+    log_format: str = "text"
+    log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
     rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
 
@@ -118,7 +128,10 @@ async def serve(options: ProcessOptions) -> None:
             options.rsm,
         )
         transport.on_unreachable = replica.node.unreachable
-        await _listen(options, replica, transport, dialer, rng)
+        metrics = Metrics()
+        metrics.watch(replica)
+        directory.on_append = metrics.appended
+        await _listen(options, replica, transport, dialer, rng, metrics)
     finally:
         directory.close()
 
@@ -138,6 +151,7 @@ async def _listen(
     transport: TcpTransport,
     dialer: TcpDialer,
     rng: Random,
+    metrics: Metrics,
 ) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -157,24 +171,46 @@ async def _listen(
     socket = private_socket()
     listener.add_insecure_port(f"unix-abstract:{socket}")
     handler, stop = _server(options, replica, dialer, rng, listener)
-    door = FrontDoor(options.cluster, handler, on_post, socket)
+    health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
+    door = FrontDoor(options.cluster, metrics.timed(handler, METHODS), on_post, socket)
+    stop_metrics = None
     try:
         await listener.start()
         at = options.listen or options.address
-        host, _, port = at.rpartition(":")
-        try:
-            await door.open(host.strip("[]"), int(port))
-        except OSError as error:
-            raise CannotStart(f"{at} cannot be listened on: {error.strerror or error}") from None
+        await _open(at, door.open)
+        if options.metrics:
+            host, port = _host_and_port(options.metrics)
+            try:
+                stop_metrics = metrics.serve(host, port)
+            except OSError as error:
+                raise CannotStart(
+                    f"{options.metrics} cannot be listened on: {error.strerror or error}"
+                ) from None
         log.info("listening on %s", at)
         await ended
+        health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
     finally:
+        if stop_metrics is not None:
+            await asyncio.to_thread(stop_metrics)
         await door.close()
         await listener.stop(0.2)
         await stop()
         await transport.close()
         await dialer.close()
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+async def _open(address: str, open_at: Callable[[str, int], Awaitable[None]]) -> None:
+    """Raises CannotStart."""
+    try:
+        await open_at(*_host_and_port(address))
+    except OSError as error:
+        raise CannotStart(f"{address} cannot be listened on: {error.strerror or error}") from None
 
 
 def _server(
@@ -234,9 +270,7 @@ def run(options: ProcessOptions) -> int:
     if not __debug__:
         print("shardkv does not run under python -O: its assertions guard the data", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    configure(options.log_format, options.log_level)
     try:
         _run(serve(options))
     except (CannotStart, StorageError) as error:

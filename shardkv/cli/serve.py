@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from shardkv.frames import Limits
 from shardkv.process import ProcessOptions, run, split_addresses
 
 
-@click.group()
+@click.group(context_settings={"auto_envvar_prefix": "SHARDKV"})
 def serve() -> None:
-    """Run one replica in the foreground, until SIGTERM."""
+    """Run one replica in the foreground, until SIGTERM.
+
+    Each option may also stand in a TOML file (--config) or in the environment: --log-format of
+    `serve group` as SHARDKV_GROUP_LOG_FORMAT.
+    """
 
 
 def _addresses(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
@@ -57,9 +62,41 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--listen", callback=_address, default="", help="host:port to bind, if not that in --peers."
         ),
         click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
+        click.option("--metrics", callback=_address, default="", help="host:port to answer Prometheus at."),
+        click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
+        click.option(
+            "--log-level",
+            type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]),
+            default="INFO",
+            show_default=True,
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            help="A TOML file with these options by their names; the command line and SHARDKV_… come first.",
+        ),
     ):
         command = option(command)
     return command
+
+
+def _read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Make what the file says this command's defaults. A name that is no option of it is a mistake."""
+    if path is None:
+        return
+    try:
+        said = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path} is not TOML: {error}") from None
+    names = {option.lstrip("-"): each.name for each in context.command.params for option in each.opts}
+    unknown = sorted(set(said) - set(names) | set(said) & {"config"})
+    if unknown:
+        raise click.BadParameter(f"{path}: no such option: {', '.join(unknown)}")
+    lists = {name: ",".join(map(str, value)) for name, value in said.items() if isinstance(value, list)}
+    context.default_map = {str(names[name]): value for name, value in (said | lists).items()}
 
 
 def _run(options: ProcessOptions) -> None:

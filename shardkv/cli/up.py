@@ -33,6 +33,9 @@ WATCH_SECONDS = 0.5
 @click.option(
     "--port", type=click.IntRange(1024, 65000), default=7400, show_default=True, help="First of the ports."
 )
+@click.option(
+    "--metrics-port", type=click.IntRange(1024, 65000), help="First of as many ports more, for Prometheus."
+)
 @click.option("--ephemeral", is_flag=True, help="Data in memory, gone when the cluster stops.")
 @click.option("--detach", is_flag=True, help="Return once every shard serves; `shardkv down` stops it.")
 @handled
@@ -43,12 +46,13 @@ def up(
     shards: int,
     data: Path,
     port: int,
+    metrics_port: int | None,
     ephemeral: bool,
     detach: bool,
 ) -> None:
     """Start a cluster on this machine, or what is down of one, and wait until every shard serves."""
     with interrupted_by_signals() as interrupted:
-        cluster = _prepare(data, groups, replicas, controllers, shards, port, ephemeral)
+        cluster = _prepare(data, groups, replicas, controllers, shards, port, metrics_port, ephemeral)
         down = [process for process in cluster.processes if not process.running]
         try:
             started = cluster.start_all()
@@ -83,7 +87,14 @@ def down(data: Path) -> None:
 
 
 def _prepare(
-    data: Path, groups: int, replicas: int, controllers: int, shards: int, port: int, ephemeral: bool
+    data: Path,
+    groups: int,
+    replicas: int,
+    controllers: int,
+    shards: int,
+    port: int,
+    metrics_port: int | None,
+    ephemeral: bool,
 ) -> Cluster:
     if (data / MANIFEST).exists():
         cluster = Cluster.load(data)
@@ -91,6 +102,8 @@ def _prepare(
         data.mkdir(parents=True, exist_ok=True)
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral)
     cluster.plan(controllers, groups, replicas, port)
+    if metrics_port is not None:
+        cluster.plan_metrics(metrics_port)
     cluster.save()
     return cluster
 
