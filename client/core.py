@@ -229,6 +229,7 @@ class ClerkCore:
     def _sweep(self) -> None:
         """End the operations whose time is up. Looks at all that are outstanding, which are bounded."""
         now = self._loop.time()
+        self._router.refresh_if_stale()
         for operation in [operation for operation in self._outstanding if operation.deadline <= now]:
             self.failed(operation, self._timed_out(operation))
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._outstanding else None

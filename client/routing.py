@@ -12,6 +12,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config, Gid, Shard, ShardId
 
 REFRESH_SECONDS = 0.02  # at most one question about changes in this time
+STALE_SECONDS = 30.0  # a clerk in use asks so often though nobody refused it: controllers may move, one by one
 
 
 class Router:
@@ -23,6 +24,7 @@ class Router:
         self._addresses: dict[Gid, tuple[str, ...]] = {}  # also of groups that have left
         self._overrides: dict[ShardId, Gid] = {}
         self._refreshing: asyncio.Task[None] | None = None
+        self._asked_at = 0.0
         self.error: Exception | None = None  # why the map could not be refreshed last
 
     async def load(self, timeout: float) -> None:
@@ -31,6 +33,14 @@ class Router:
         config = await self._controller.query(None, timeout)
         self._remember_addresses(config)
         self.config = config
+        self._asked_at = asyncio.get_running_loop().time()
+
+    def refresh_if_stale(self) -> None:
+        """Ask for news if that was long ago; then also where the controllers are now."""
+        now = asyncio.get_running_loop().time()
+        if self.config is not None and now - self._asked_at > STALE_SECONDS:
+            self._asked_at = now
+            self.refresh()
 
     def lookup(self, key: bytes) -> tuple[Shard, Gid]:  # hot: runs per operation
         """The shard that holds `key`, and the group to ask (0: nobody serves it now)."""

@@ -51,6 +51,7 @@ def change_to_pb(change: Change) -> pb.Change:
         joined=[group_to_pb(group) for group in change.joined],
         left=change.left,
         initial=[shard_to_pb(shard) for shard in change.initial],
+        readdressed=[group_to_pb(group) for group in change.readdressed],
     )
     for move in change.moves:
         message.moves.add(
@@ -94,4 +95,5 @@ def change_from_pb(message: pb.Change) -> Change:
         else None,
         merge=Merge(merge.shard, merge.right, merge.holder) if message.HasField("merge") else None,
         initial=tuple(shard_from_pb(shard) for shard in message.initial),
+        readdressed=tuple(group_from_pb(group) for group in message.readdressed),
     )

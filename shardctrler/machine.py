@@ -6,6 +6,7 @@ Deterministic: a refusal is a reply. Admin requests are exactly-once like writes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raft.doors import Directory
 from raft.memory_state import InMemoryMachine
@@ -126,6 +127,8 @@ class ControllerMachine(InMemoryMachine):
             case "rebalance":
                 change = planner.rebalance(config)
                 return change if change.moves else None
+            case "readdress":
+                return planner.readdress(config, group_from_pb(request.readdress))
             case "initialize":
                 return planner.initialize(config, request.initialize.shards)
             case _:
@@ -139,12 +142,12 @@ class ControllerMachine(InMemoryMachine):
             else move
             for move in change.moves
         )
-        return Change(change.num, change.joined, change.left, moves, change.split, change.merge, change.initial)
+        return replace(change, moves=moves)
 
     def _extend(self, change: Change) -> None:
         self.config.apply(change)
         self._changes.append(change_to_pb(change).SerializeToString(deterministic=True))
-        for group in change.joined:
+        for group in change.joined + change.readdressed:
             self._last_addresses[group.gid] = group
         for shard in change.initial:
             self._next_shard = max(self._next_shard, shard.id + 1)

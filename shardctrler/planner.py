@@ -49,17 +49,33 @@ def join(config: Config, groups: Sequence[Group]) -> Change:
         if group.gid in config.groups or group.gid in gids:
             raise Refused("DuplicateGroup", f"group {group.gid} has joined already")
         gids.add(group.gid)
-        if not group.addresses:
-            raise Refused("BadRequest", f"group {group.gid} has no addresses")
-        for address in group.addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal():
-                raise Refused("BadRequest", f"{address!r} is not host:port")
-            if address in used:
-                raise Refused("BadRequest", f"{address} belongs to group {used[address]}")
-            used[address] = group.gid
+        _check_addresses(group, used)
     live = config.groups | {group.gid: group for group in groups}
     return Change(config.num + 1, joined=tuple(groups), moves=_level(config, live))
+
+
+def readdress(config: Config, group: Group) -> Change | None:
+    """The group's replicas are at other addresses now; None if the map says so already."""
+    if group.gid not in config.groups:
+        raise Refused("UnknownGroup", f"group {group.gid} is not in configuration {config.num}")
+    if config.groups[group.gid] == group:
+        return None
+    others = [each for each in config.groups.values() if each.gid != group.gid]
+    _check_addresses(group, {address: each.gid for each in others for address in each.addresses})
+    return Change(config.num + 1, readdressed=(group,))
+
+
+def _check_addresses(group: Group, used: dict[str, Gid]) -> None:
+    """Refuse a group without addresses, with malformed or with others' ones; note its own in `used`."""
+    if not group.addresses:
+        raise Refused("BadRequest", f"group {group.gid} has no addresses")
+    for address in group.addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise Refused("BadRequest", f"{address!r} is not host:port")
+        if address in used:
+            raise Refused("BadRequest", f"{address} belongs to group {used[address]}")
+        used[address] = group.gid
 
 
 def leave(config: Config, gids: Sequence[Gid]) -> Change:

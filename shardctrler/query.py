@@ -40,7 +40,10 @@ class AdminRefused(Exception):
 
 
 class ControllerClient:
-    """Talks to whichever replica answers. One per clerk, group or command; not thread-safe."""
+    """Talks to whichever replica answers. One per clerk, group or command; not thread-safe.
+
+    `addresses` are where to begin; when replicas are replaced, answers tell the new ones.
+    """
 
     def __init__(self, addresses: Sequence[str], dialer: Dialer, rng: Random) -> None:
         assert addresses, "a controller has addresses"
@@ -84,6 +87,10 @@ class ControllerClient:
         reply = pb.ChangesReply.FromString(body)
         self.clock_ms = max(self.clock_ms, reply.clock_ms)
         self.cluster = reply.cluster
+        if reply.controllers:
+            self._addresses = list(reply.controllers)
+            if self._preferred not in self._addresses:
+                self._preferred = self._rng.choice(self._addresses)
         return [change_from_pb(change) for change in reply.changes]
 
     async def _call(
@@ -129,5 +136,6 @@ class ControllerClient:
         raise ControllerUnavailable(f"no controller answered within {timeout:.3g} s ({what})")
 
     def _try_another(self) -> None:
-        position = self._addresses.index(self._preferred)
+        found = self._preferred in self._addresses  # else they have changed since
+        position = self._addresses.index(self._preferred) if found else -1
         self._preferred = self._addresses[(position + 1) % len(self._addresses)]

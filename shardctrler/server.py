@@ -78,7 +78,7 @@ class ControllerServer:
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
         self._waiting = 0
-        self._known = self.machine.config.num
+        self._known = (self.machine.config.num, self.machine.membership)
         self._initializing: asyncio.Task[None] | None = None
         replica.on_turn.append(self._turned)
 
@@ -132,7 +132,9 @@ class ControllerServer:
             self._waiting += 1
             try:
                 async with asyncio.timeout(min(request.wait_ms, MAX_WAIT_MS) / 1000):
-                    while self.machine.config.num <= request.since:
+                    addresses = self._addresses()
+                    # Who waits is also told when we move: before those that it knows are gone.
+                    while self.machine.config.num <= request.since and self._addresses() == addresses:
                         await self._news.wait()
             except TimeoutError:
                 pass  # no news is an answer
@@ -145,10 +147,18 @@ class ControllerServer:
             # A clerk's first idea of the time: not that of the last change, which may be days old.
             clock_ms=max(self.machine.clock_ms, self._clock_ms()),
             cluster=self._cluster,
+            controllers=self._addresses(),
         )
         limit = min(request.limit or MAX_CHANGES, MAX_CHANGES)
         reply.changes.extend(self.machine.changes_since(request.since, limit))
         return answer(reply.SerializeToString())
+
+    def _addresses(self) -> list[str]:
+        """Where our replicas are, once that is not any more what clients were started with."""
+        if not self.machine.membership:
+            return []
+        membership = self.replica.core.membership
+        return [membership.addresses[node] for node in sorted(membership.voters)]
 
     def _status(self) -> bytes:
         core = self.replica.core
@@ -165,8 +175,9 @@ class ControllerServer:
         ).encode()
 
     def _turned(self) -> None:
-        if self.machine.config.num != self._known or self.replica.node.stopped:
-            self._known = self.machine.config.num
+        known = (self.machine.config.num, self.machine.membership)
+        if known != self._known or self.replica.node.stopped:
+            self._known = known
             self._news.set()
             self._news = asyncio.Event()
         if self.replica.is_leader and self.machine.config.num == 0 and self._initializing is None:

@@ -89,6 +89,7 @@ class Change:
     split: Split | None = None
     merge: Merge | None = None
     initial: tuple[Shard, ...] = ()
+    readdressed: tuple[Group, ...] = ()  # groups whose replicas are elsewhere now
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Config:
         if change.initial:
             self.by_id = {shard.id: shard for shard in change.initial}
             self._by_start = SortedDict({shard.start: shard.id for shard in change.initial})
-        for group in change.joined:
+        for group in change.joined + change.readdressed:
             self.groups[group.gid] = group
         for move in change.moves:
             shard = self.by_id[move.shard]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshardctrler/shardctrler.proto\x12\x13shardkv.shardctrler\"[\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x0b\n\x03gid\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06holder\x18\x06 \x01(\x04\"\'\n\x05Group\x12\x0b\n\x03gid\x18\x01 \x01(\x04\x12\x11\n\taddresses\x18\x02 \x03(\t\"m\n\x06\x43onfig\x12\x0b\n\x03num\x18\x01 \x01(\x04\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x1a.shardkv.shardctrler.Shard\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"\x95\x01\n\x04Move\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\n\n\x02to\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x0c\x12*\n\x06source\x18\x05 \x01(\x0b\x32\x1a.shardkv.shardctrler.Group\x12*\n\x06target\x18\x06 \x01(\x0b\x32\x1a.shardkv.shardctrler.Group\"F\n\x05Split\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tnew_shard\x18\x03 \x01(\x04\x12\x0e\n\x06holder\x18\x04 \x01(\x04\"5\n\x05Merge\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\r\n\x05right\x18\x02 \x01(\x04\x12\x0e\n\x06holder\x18\x03 \x01(\x04\"\xfc\x01\n\x06\x43hange\x12\x0b\n\x03num\x18\x01 \x01(\x04\x12*\n\x06joined\x18\x02 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\x12\x0c\n\x04left\x18\x03 \x03(\x04\x12(\n\x05moves\x18\x04 \x03(\x0b\x32\x19.shardkv.shardctrler.Move\x12)\n\x05split\x18\x05 \x01(\x0b\x32\x1a.shardkv.shardctrler.Split\x12)\n\x05merge\x18\x06 \x01(\x0b\x32\x1a.shardkv.shardctrler.Merge\x12+\n\x07initial\x18\x07 \x03(\x0b\x32\x1a.shardkv.shardctrler.Shard\"2\n\x04Join\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"\x15\n\x05Leave\x12\x0c\n\x04gids\x18\x01 \x03(\x04\"\'\n\tMoveShard\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03gid\x18\x02 \x01(\x04\"(\n\nSplitShard\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"\x1b\n\nMergeShard\x12\r\n\x05shard\x18\x01 \x01(\x04\"\x0b\n\tRebalance\"\x1c\n\nInitialize\x12\x0e\n\x06shards\x18\x01 \x01(\r\"\xb2\x03\n\x0c\x41\x64minRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63ked_below\x18\x03 \x01(\x04\x12\x11\n\tissued_ms\x18\x04 \x01(\x04\x12)\n\x04join\x18\n \x01(\x0b\x32\x19.shardkv.shardctrler.JoinH\x00\x12+\n\x05leave\x18\x0b \x01(\x0b\x32\x1a.shardkv.shardctrler.LeaveH\x00\x12.\n\x04move\x18\x0c \x01(\x0b\x32\x1e.shardkv.shardctrler.MoveShardH\x00\x12\x30\n\x05split\x18\r \x01(\x0b\x32\x1f.shardkv.shardctrler.SplitShardH\x00\x12\x30\n\x05merge\x18\x0e \x01(\x0b\x32\x1f.shardkv.shardctrler.MergeShardH\x00\x12\x33\n\trebalance\x18\x0f \x01(\x0b\x32\x1e.shardkv.shardctrler.RebalanceH\x00\x12\x35\n\ninitialize\x18\x10 \x01(\x0b\x32\x1f.shardkv.shardctrler.InitializeH\x00\x42\x04\n\x02op\";\n\nAdminReply\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03num\x18\x03 \x01(\x04\"+\n\x0cQueryRequest\x12\x0e\n\x06latest\x18\x01 \x01(\x08\x12\x0b\n\x03num\x18\x02 \x01(\x04\"?\n\x0e\x43hangesRequest\x12\r\n\x05since\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\x12\r\n\x05limit\x18\x03 \x01(\r\"l\n\x0c\x43hangesReply\x12,\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1b.shardkv.shardctrler.Change\x12\x0b\n\x03num\x18\x02 \x01(\x04\x12\x10\n\x08\x63lock_ms\x18\x03 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x04 \x01(\t\"\xdf\x01\n\x05State\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\x0c\x12\x33\n\x08sessions\x18\x02 \x03(\x0b\x32!.shardkv.shardctrler.SessionState\x12\x10\n\x08\x63lock_ms\x18\x03 \x01(\x04\x12\x12\n\nnext_shard\x18\x04 \x01(\x04\x12\x12\n\nmembership\x18\x05 \x01(\x0c\x12+\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x1b.shardkv.shardctrler.Config\x12)\n\x05known\x18\x07 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"/\n\x0cSessionState\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x32\xa2\x01\n\nController\x12K\n\x05\x41\x64min\x12!.shardkv.shardctrler.AdminRequest\x1a\x1f.shardkv.shardctrler.AdminReply\x12G\n\x05Query\x12!.shardkv.shardctrler.QueryRequest\x1a\x1b.shardkv.shardctrler.Configb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshardctrler/shardctrler.proto\x12\x13shardkv.shardctrler\"[\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x0c\x12\x0b\n\x03gid\x18\x04 \x01(\x04\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12\x0e\n\x06holder\x18\x06 \x01(\x04\"\'\n\x05Group\x12\x0b\n\x03gid\x18\x01 \x01(\x04\x12\x11\n\taddresses\x18\x02 \x03(\t\"m\n\x06\x43onfig\x12\x0b\n\x03num\x18\x01 \x01(\x04\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x1a.shardkv.shardctrler.Shard\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"\x95\x01\n\x04Move\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\n\n\x02to\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x0c\x12*\n\x06source\x18\x05 \x01(\x0b\x32\x1a.shardkv.shardctrler.Group\x12*\n\x06target\x18\x06 \x01(\x0b\x32\x1a.shardkv.shardctrler.Group\"F\n\x05Split\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tnew_shard\x18\x03 \x01(\x04\x12\x0e\n\x06holder\x18\x04 \x01(\x04\"5\n\x05Merge\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\r\n\x05right\x18\x02 \x01(\x04\x12\x0e\n\x06holder\x18\x03 \x01(\x04\"\xad\x02\n\x06\x43hange\x12\x0b\n\x03num\x18\x01 \x01(\x04\x12*\n\x06joined\x18\x02 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\x12\x0c\n\x04left\x18\x03 \x03(\x04\x12(\n\x05moves\x18\x04 \x03(\x0b\x32\x19.shardkv.shardctrler.Move\x12)\n\x05split\x18\x05 \x01(\x0b\x32\x1a.shardkv.shardctrler.Split\x12)\n\x05merge\x18\x06 \x01(\x0b\x32\x1a.shardkv.shardctrler.Merge\x12+\n\x07initial\x18\x07 \x03(\x0b\x32\x1a.shardkv.shardctrler.Shard\x12/\n\x0breaddressed\x18\x08 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"2\n\x04Join\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"\x15\n\x05Leave\x12\x0c\n\x04gids\x18\x01 \x03(\x04\"\'\n\tMoveShard\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03gid\x18\x02 \x01(\x04\"(\n\nSplitShard\x12\r\n\x05shard\x18\x01 \x01(\x04\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"\x1b\n\nMergeShard\x12\r\n\x05shard\x18\x01 \x01(\x04\"\x0b\n\tRebalance\"\x1c\n\nInitialize\x12\x0e\n\x06shards\x18\x01 \x01(\r\"\xe3\x03\n\x0c\x41\x64minRequest\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63ked_below\x18\x03 \x01(\x04\x12\x11\n\tissued_ms\x18\x04 \x01(\x04\x12)\n\x04join\x18\n \x01(\x0b\x32\x19.shardkv.shardctrler.JoinH\x00\x12+\n\x05leave\x18\x0b \x01(\x0b\x32\x1a.shardkv.shardctrler.LeaveH\x00\x12.\n\x04move\x18\x0c \x01(\x0b\x32\x1e.shardkv.shardctrler.MoveShardH\x00\x12\x30\n\x05split\x18\r \x01(\x0b\x32\x1f.shardkv.shardctrler.SplitShardH\x00\x12\x30\n\x05merge\x18\x0e \x01(\x0b\x32\x1f.shardkv.shardctrler.MergeShardH\x00\x12\x33\n\trebalance\x18\x0f \x01(\x0b\x32\x1e.shardkv.shardctrler.RebalanceH\x00\x12\x35\n\ninitialize\x18\x10 \x01(\x0b\x32\x1f.shardkv.shardctrler.InitializeH\x00\x12/\n\treaddress\x18\x11 \x01(\x0b\x32\x1a.shardkv.shardctrler.GroupH\x00\x42\x04\n\x02op\";\n\nAdminReply\x12\x0f\n\x07refusal\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0b\n\x03num\x18\x03 \x01(\x04\"+\n\x0cQueryRequest\x12\x0e\n\x06latest\x18\x01 \x01(\x08\x12\x0b\n\x03num\x18\x02 \x01(\x04\"?\n\x0e\x43hangesRequest\x12\r\n\x05since\x18\x01 \x01(\x04\x12\x0f\n\x07wait_ms\x18\x02 \x01(\r\x12\r\n\x05limit\x18\x03 \x01(\r\"\x81\x01\n\x0c\x43hangesReply\x12,\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x1b.shardkv.shardctrler.Change\x12\x0b\n\x03num\x18\x02 \x01(\x04\x12\x10\n\x08\x63lock_ms\x18\x03 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x04 \x01(\t\x12\x13\n\x0b\x63ontrollers\x18\x05 \x03(\t\"\xdf\x01\n\x05State\x12\x0f\n\x07\x63hanges\x18\x01 \x03(\x0c\x12\x33\n\x08sessions\x18\x02 \x03(\x0b\x32!.shardkv.shardctrler.SessionState\x12\x10\n\x08\x63lock_ms\x18\x03 \x01(\x04\x12\x12\n\nnext_shard\x18\x04 \x01(\x04\x12\x12\n\nmembership\x18\x05 \x01(\x0c\x12+\n\x06\x63onfig\x18\x06 \x01(\x0b\x32\x1b.shardkv.shardctrler.Config\x12)\n\x05known\x18\x07 \x03(\x0b\x32\x1a.shardkv.shardctrler.Group\"/\n\x0cSessionState\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0e\n\x06record\x18\x02 \x01(\x0c\x32\xa2\x01\n\nController\x12K\n\x05\x41\x64min\x12!.shardkv.shardctrler.AdminRequest\x1a\x1f.shardkv.shardctrler.AdminReply\x12G\n\x05Query\x12!.shardkv.shardctrler.QueryRequest\x1a\x1b.shardkv.shardctrler.Configb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,35 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MERGE']._serialized_start=523
   _globals['_MERGE']._serialized_end=576
   _globals['_CHANGE']._serialized_start=579
-  _globals['_CHANGE']._serialized_end=831
-  _globals['_JOIN']._serialized_start=833
-  _globals['_JOIN']._serialized_end=883
-  _globals['_LEAVE']._serialized_start=885
-  _globals['_LEAVE']._serialized_end=906
-  _globals['_MOVESHARD']._serialized_start=908
-  _globals['_MOVESHARD']._serialized_end=947
-  _globals['_SPLITSHARD']._serialized_start=949
-  _globals['_SPLITSHARD']._serialized_end=989
-  _globals['_MERGESHARD']._serialized_start=991
-  _globals['_MERGESHARD']._serialized_end=1018
-  _globals['_REBALANCE']._serialized_start=1020
-  _globals['_REBALANCE']._serialized_end=1031
-  _globals['_INITIALIZE']._serialized_start=1033
-  _globals['_INITIALIZE']._serialized_end=1061
-  _globals['_ADMINREQUEST']._serialized_start=1064
-  _globals['_ADMINREQUEST']._serialized_end=1498
-  _globals['_ADMINREPLY']._serialized_start=1500
-  _globals['_ADMINREPLY']._serialized_end=1559
-  _globals['_QUERYREQUEST']._serialized_start=1561
-  _globals['_QUERYREQUEST']._serialized_end=1604
-  _globals['_CHANGESREQUEST']._serialized_start=1606
-  _globals['_CHANGESREQUEST']._serialized_end=1669
-  _globals['_CHANGESREPLY']._serialized_start=1671
-  _globals['_CHANGESREPLY']._serialized_end=1779
-  _globals['_STATE']._serialized_start=1782
-  _globals['_STATE']._serialized_end=2005
-  _globals['_SESSIONSTATE']._serialized_start=2007
-  _globals['_SESSIONSTATE']._serialized_end=2054
-  _globals['_CONTROLLER']._serialized_start=2057
-  _globals['_CONTROLLER']._serialized_end=2219
+  _globals['_CHANGE']._serialized_end=880
+  _globals['_JOIN']._serialized_start=882
+  _globals['_JOIN']._serialized_end=932
+  _globals['_LEAVE']._serialized_start=934
+  _globals['_LEAVE']._serialized_end=955
+  _globals['_MOVESHARD']._serialized_start=957
+  _globals['_MOVESHARD']._serialized_end=996
+  _globals['_SPLITSHARD']._serialized_start=998
+  _globals['_SPLITSHARD']._serialized_end=1038
+  _globals['_MERGESHARD']._serialized_start=1040
+  _globals['_MERGESHARD']._serialized_end=1067
+  _globals['_REBALANCE']._serialized_start=1069
+  _globals['_REBALANCE']._serialized_end=1080
+  _globals['_INITIALIZE']._serialized_start=1082
+  _globals['_INITIALIZE']._serialized_end=1110
+  _globals['_ADMINREQUEST']._serialized_start=1113
+  _globals['_ADMINREQUEST']._serialized_end=1596
+  _globals['_ADMINREPLY']._serialized_start=1598
+  _globals['_ADMINREPLY']._serialized_end=1657
+  _globals['_QUERYREQUEST']._serialized_start=1659
+  _globals['_QUERYREQUEST']._serialized_end=1702
+  _globals['_CHANGESREQUEST']._serialized_start=1704
+  _globals['_CHANGESREQUEST']._serialized_end=1767
+  _globals['_CHANGESREPLY']._serialized_start=1770
+  _globals['_CHANGESREPLY']._serialized_end=1899
+  _globals['_STATE']._serialized_start=1902
+  _globals['_STATE']._serialized_end=2125
+  _globals['_SESSIONSTATE']._serialized_start=2127
+  _globals['_SESSIONSTATE']._serialized_end=2174
+  _globals['_CONTROLLER']._serialized_start=2177
+  _globals['_CONTROLLER']._serialized_end=2339
 # @@protoc_insertion_point(module_scope)

@@ -79,7 +79,7 @@ class Merge(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., right: _Optional[int] = ..., holder: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("num", "joined", "left", "moves", "split", "merge", "initial")
+    __slots__ = ("num", "joined", "left", "moves", "split", "merge", "initial", "readdressed")
     NUM_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     LEFT_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,7 @@ class Change(_message.Message):
     SPLIT_FIELD_NUMBER: _ClassVar[int]
     MERGE_FIELD_NUMBER: _ClassVar[int]
     INITIAL_FIELD_NUMBER: _ClassVar[int]
+    READDRESSED_FIELD_NUMBER: _ClassVar[int]
     num: int
     joined: _containers.RepeatedCompositeFieldContainer[Group]
     left: _containers.RepeatedScalarFieldContainer[int]
@@ -94,7 +95,8 @@ class Change(_message.Message):
     split: Split
     merge: Merge
     initial: _containers.RepeatedCompositeFieldContainer[Shard]
-    def __init__(self, num: _Optional[int] = ..., joined: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., left: _Optional[_Iterable[int]] = ..., moves: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., split: _Optional[_Union[Split, _Mapping]] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ..., initial: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ...) -> None: ...
+    readdressed: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, num: _Optional[int] = ..., joined: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., left: _Optional[_Iterable[int]] = ..., moves: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., split: _Optional[_Union[Split, _Mapping]] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ..., initial: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., readdressed: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class Join(_message.Message):
     __slots__ = ("groups",)
@@ -141,7 +143,7 @@ class Initialize(_message.Message):
     def __init__(self, shards: _Optional[int] = ...) -> None: ...
 
 class AdminRequest(_message.Message):
-    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize")
+    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "readdress")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACKED_BELOW_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +155,7 @@ class AdminRequest(_message.Message):
     MERGE_FIELD_NUMBER: _ClassVar[int]
     REBALANCE_FIELD_NUMBER: _ClassVar[int]
     INITIALIZE_FIELD_NUMBER: _ClassVar[int]
+    READDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     seq: int
     acked_below: int
@@ -164,7 +167,8 @@ class AdminRequest(_message.Message):
     merge: MergeShard
     rebalance: Rebalance
     initialize: Initialize
-    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ...) -> None: ...
+    readdress: Group
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("refusal", "message", "num")
@@ -195,16 +199,18 @@ class ChangesRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ..., wait_ms: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
 class ChangesReply(_message.Message):
-    __slots__ = ("changes", "num", "clock_ms", "cluster")
+    __slots__ = ("changes", "num", "clock_ms", "cluster", "controllers")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     NUM_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLERS_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     num: int
     clock_ms: int
     cluster: str
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ...) -> None: ...
+    controllers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., controllers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class State(_message.Message):
     __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "known")

@@ -11,6 +11,7 @@ from __future__ import annotations
 CONFIG_NUM = b"mconfig"
 CLOCK = b"mclock"
 MEMBERSHIP = b"mmembers"
+ADDRESSES = b"maddresses"
 ROW = b"mrow"
 
 

@@ -51,7 +51,9 @@ class ShardMachine:
             row = decode_row(value)
             rows[row.shard] = row
         config_num = int.from_bytes(self.engine.get(layout.CONFIG_NUM) or b"", "big")
-        self.ownership = Ownership(self.gid, config_num, rows)
+        named = (self.engine.get(layout.ADDRESSES) or b"").decode()
+        self.ownership = Ownership(self.gid, config_num, rows, tuple(named.split(",")) if named else ())
+        self._membership = self.engine.get(layout.MEMBERSHIP) or b""
         self.clock_ms = int.from_bytes(self.engine.get(layout.CLOCK) or b"", "big")
         self._records = Records(self.engine)
         self._batch = Batch(self.engine)
@@ -65,7 +67,7 @@ class ShardMachine:
 
     @property
     def membership(self) -> bytes:
-        return self.engine.get(layout.MEMBERSHIP) or b""
+        return self._membership
 
     async def flush(self) -> Index:
         return await self.engine.flush()
@@ -90,6 +92,7 @@ class ShardMachine:
             meta = SnapshotMeta(entry.index, entry.term)
             if entry.kind is not Kind.COMMAND:
                 if entry.kind is Kind.MEMBERSHIP:
+                    self._membership = entry.data
                     self._batch.put(layout.MEMBERSHIP, entry.data)
                 replies.append(b"")
             else:
@@ -291,6 +294,7 @@ class ShardMachine:
                 learnt = True
         if learnt:
             self._batch.put(layout.CONFIG_NUM, self.ownership.config_num.to_bytes(8, "big"))
+            self._batch.put(layout.ADDRESSES, ",".join(self.ownership.addresses).encode())
         return effects, learnt
 
     def _install_chunk(self, chunk: pb.Install) -> tuple[list[Effect], bool]:

@@ -20,8 +20,9 @@ from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
 from raft.errors import RaftError
 from raft.rsm import ReplicatedMachine
+from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_to_pb
-from shardctrler.query import BadQuery, ControllerClient, ControllerUnavailable
+from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
 from shardctrler.shard_map import Gid
 from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
@@ -68,6 +69,8 @@ class Migrator:
             self._cancel_all()
             return
         self._begin(("learn", 0, 0), self._learn_forever)
+        if self._moved_away():
+            self._begin(("announce", 0, 0), self._announce)
         for row in self._machine.ownership.rows.values():
             if row.state is State.PULLING:
                 self._begin(("fetch", row.shard, row.epoch), partial(self._fetch, row.shard, row.epoch))
@@ -89,6 +92,28 @@ class Migrator:
             if changes:
                 encoded = [change_to_pb(change).SerializeToString() for change in changes]
                 await self._replica.propose(commands.learn(encoded))
+
+    def _moved_away(self) -> tuple[str, ...]:
+        """Where our replicas are, if their membership has changed and the map does not name them so."""
+        core, named = self._replica.core, self._machine.ownership.addresses
+        membership = core.membership
+        settled = not membership.is_joint and core.memberships.index <= core.commit_index
+        if not named or not settled or not self._machine.membership:
+            return ()
+        present = tuple(membership.addresses[node] for node in sorted(membership.voters))
+        return present if set(present) != set(named) else ()
+
+    async def _announce(self) -> None:
+        """Have the map name our replicas of now, so that clients find them; over when we learn that it does."""
+        backoff = BACKOFF_SECONDS[0]
+        while present := self._moved_away():
+            group = ctl.Group(gid=self._machine.gid, addresses=present)
+            try:
+                await self._controller.admin(ctl.AdminRequest(readdress=group), CALL_SECONDS)
+            except AdminRefused as error:
+                # We have left meanwhile, and will learn so; or somebody else claims an address.
+                log.warning("the map does not take our addresses %s: %s", ", ".join(present), error)
+            backoff = await self._pause(backoff)
 
     async def _fetch(self, shard: int, epoch: int) -> None:
         """Copy a shard that the map gave us, chunk by chunk through our log, from whoever has it."""

@@ -15,7 +15,7 @@ The table is data: `docs/sharding.md` draws its diagram from it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from shardctrler.shard_map import Change, Gid, Group, ShardId
@@ -140,8 +140,15 @@ Effect = CopyRecords | MergeRecords | Drop
 class Ownership:
     """All rows of a group. Every method is deterministic and only touches rows."""
 
-    def __init__(self, gid: Gid, config_num: int = 0, rows: dict[ShardId, Row] | None = None) -> None:
+    def __init__(
+        self,
+        gid: Gid,
+        config_num: int = 0,
+        rows: dict[ShardId, Row] | None = None,
+        addresses: tuple[str, ...] = (),
+    ) -> None:
         self.gid = gid
+        self.addresses = addresses  # ours, as the map names them; none while we are not in it
         self.config_num = config_num
         self.rows: dict[ShardId, Row] = rows or {}
         self.changed: set[ShardId] = set()  # rows to store; emptied by whoever stores them
@@ -150,6 +157,7 @@ class Ownership:
         """Queue what the next configuration means for our shards, and fire what can fire."""
         assert change.num == self.config_num + 1, "configurations are learnt in order"
         self.config_num = change.num
+        self._follow_addresses(change)
         for move in change.moves:
             if not move.hands_over:
                 continue
@@ -168,6 +176,22 @@ class Ownership:
             self._queue(merge.shard, Pending(Event.MERGE, other=merge.right))
             self._queue(merge.right, Pending(Event.MERGED, other=merge.shard))
         return self._drain()
+
+    def _follow_addresses(self, change: Change) -> None:
+        """Ours as the map names them, and those of the groups that our rows deal with."""
+        if self.gid in change.left:
+            self.addresses = ()
+        for group in change.joined + change.readdressed:
+            if group.gid == self.gid:
+                self.addresses = group.addresses
+            for row in self.rows.values():
+                if row.peer is not None and row.peer.gid == group.gid:
+                    row.peer = group
+                    self.changed.add(row.shard)
+                for position, pending in enumerate(row.queue):
+                    if pending.peer is not None and pending.peer.gid == group.gid:
+                        row.queue[position] = replace(pending, peer=group)
+                        self.changed.add(row.shard)
 
     def closed(self, shard: ShardId, epoch: int) -> bool:
         """The giver stops serving. False if that is not (or no longer) the row's state: a repetition."""

@@ -56,7 +56,20 @@ CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
 # The calls that metrics tell apart.
 METHODS = frozenset(
-    ["kv.write", "kv.read", "kv.stale", "kv.status", "kv.transfer", "shard.pull", "shard.serves", "raft.members", "ctl.admin", "ctl.query", "ctl.changes", "ctl.status"]
+    [
+        "kv.write",
+        "kv.read",
+        "kv.stale",
+        "kv.status",
+        "kv.transfer",
+        "shard.pull",
+        "shard.serves",
+        "raft.members",
+        "ctl.admin",
+        "ctl.query",
+        "ctl.changes",
+        "ctl.status",
+    ]
 )
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
