@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 HTTP2 = b"PRI"
 FIRST_BYTES_SECONDS = 10.0
+MAX_CONNECTIONS = 10_000
 
 
 def private_socket() -> str:
@@ -68,6 +69,9 @@ class _Guest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        if len(self._door.guests) >= self._door.most_connections:
+            self._door.turn_away(transport)
+            return
         self._door.guests.add(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -117,6 +121,15 @@ class FrontDoor:
         self.guests: set[Any] = set()  # transports, to be ended with us
         self.piping: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self.most_connections = MAX_CONNECTIONS
+        self._turned_away = 0
+
+    def turn_away(self, transport: Any) -> None:
+        """One connection too many: closed at once, so that those who are here are served."""
+        transport.abort()
+        self._turned_away += 1
+        if self._turned_away & (self._turned_away - 1) == 0:  # said at 1, 2, 4, 8, …
+            log.warning("turned away %d connections: %d are open", self._turned_away, self.most_connections)
 
     async def open(self, host: str, port: int) -> None:
         """Raises OSError when the address cannot be listened on."""

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import random
+import resource
 import signal
 import sys
 import time
@@ -284,6 +285,9 @@ def run(options: ProcessOptions) -> int:
         print("shardkv does not run under python -O: its assertions guard the data", file=sys.stderr)
         return 2
     configure(options.log_format, options.log_level)
+    # As many connections and tables as we may; the soft limit is for programs that use select(2).
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         _run(serve(options))
     except (CannotStart, StorageError) as error:

@@ -272,7 +272,10 @@ class World:
         task.add_done_callback(lambda task: self._background.pop(task, None))
 
     async def replace_disk(self, process: Process, timeout: float) -> None:
-        """Its disk is gone for good: another replica takes its place and address, as an operator would have it.
+        """Its disk is gone for good: another replica takes its place, as an operator would have it.
+
+        At its address or, in a group, perhaps at another. (Controllers keep theirs: a clerk that
+        asks nothing while all of them move would not find them, which is no bug.)
 
         A replica that lost its disk must not come back as if it had not: it has forgotten
         votes and entries that it promised to keep.
@@ -280,8 +283,13 @@ class World:
         self.kill(process)
         process.disk.wipe()
         self.note(f"{process.address} has lost its disk")
+        lost = process.replica
         process.replica = self._next_replica = self._next_replica + 1
         process.joining = True
+        if process.gid != CONTROLLER and self.rng.random() < 0.5:
+            del self.processes[process.address]
+            process.address = f"g{process.gid}-{process.replica}:1"
+            self.processes[process.address] = process
         await self.start(process)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -290,7 +298,7 @@ class World:
             leaders = [p for p in self.of(process.gid) if p.server is not None and p.rsm.is_leader]
             for leader in leaders:
                 addresses = leader.rsm.core.membership.addresses.items()
-                voters = {node: address for node, address in addresses if address != process.address}
+                voters = {node: address for node, address in addresses if node != lost}
                 voters[process.replica] = process.address
                 payload = json.dumps(voters).encode()
                 with contextlib.suppress(Unreachable):

@@ -1,0 +1,147 @@
+"""Clients that behave badly, many at once: a server's memory stays bounded, and others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from bench.live import LiveCluster, free_port_base
+from client import ShardClerk
+from raft.frontdoor import FrontDoor
+from raft.rpc import CALL, PROTOCOL_VERSION, RECORD, pack_hello
+from shardkv.cluster import Process
+
+CONNECTIONS = 2_000
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveCluster]:
+    with LiveCluster(groups=1, replicas=1, controllers=1, shards=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def group(live: LiveCluster) -> Process:
+    return next(process for process in live.cluster().processes if process.role == "group")
+
+
+def memory_megabytes(process: Process) -> float:
+    return int(Path(f"/proc/{process.pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def connect(process: Process) -> socket.socket:
+    host, _, port = process.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def greeted(process: Process) -> socket.socket:
+    connection = connect(process)
+    connection.sendall(pack_hello(PROTOCOL_VERSION, ""))
+    return connection
+
+
+def usual_seconds(clerk: ShardClerk) -> float:
+    taken = []
+    for number in range(30):
+        began = time.monotonic()
+        clerk.put(f"k{number}", "v")
+        taken.append(time.monotonic() - began)
+    return median(taken)
+
+
+def test_two_thousand_idle_connections_cost_little_and_slow_nobody(live: LiveCluster, group: Process) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2 * CONNECTIONS), most))
+    with live.clerk() as clerk, contextlib.ExitStack() as held:
+        before, quiet = memory_megabytes(group), usual_seconds(clerk)
+        for _ in range(CONNECTIONS):
+            held.enter_context(greeted(group))
+        crowded = usual_seconds(clerk)
+        assert memory_megabytes(group) - before < 100
+        assert crowded < max(10 * quiet, 0.05)
+    with live.clerk() as clerk:
+        clerk.put("after", "it")
+
+
+def test_a_client_that_stops_reading_is_let_go_before_its_answers_fill_the_memory(
+    live: LiveCluster, group: Process
+) -> None:
+    """It asks for the status again and again, and never takes an answer."""
+    before = memory_megabytes(group)
+    record = RECORD.pack(CALL, 1, len(b"kv.status"), 0) + b"kv.status"
+    with greeted(group) as greedy:
+        greedy.settimeout(1.0)
+        sent, deadline = 0, time.monotonic() + 30
+        with contextlib.suppress(OSError):  # either: it is not read from any more, or let go
+            while time.monotonic() < deadline:
+                sent += greedy.send(record * 1000)
+        assert sent > 1000 * len(record)
+        assert memory_megabytes(group) - before < 200
+        with live.clerk() as clerk:
+            assert usual_seconds(clerk) < 0.5
+
+
+def test_a_flood_of_oversized_records_is_refused_at_its_first_bytes(live: LiveCluster, group: Process) -> None:
+    before = memory_megabytes(group)
+    for _ in range(50):
+        with greeted(group) as flood, contextlib.suppress(OSError):
+            flood.sendall(RECORD.pack(CALL, 1, 8, 0xFFFFFFFF) + b"kv.write" + bytes(1 << 20))
+            while flood.recv(1 << 16):  # until it is closed on us
+                pass
+    assert memory_megabytes(group) - before < 50
+    with live.clerk() as clerk:
+        assert usual_seconds(clerk) < 0.5
+
+
+def test_half_a_record_is_waited_for_and_half_a_hello_is_not_for_long(
+    live: LiveCluster, group: Process
+) -> None:
+    with greeted(group) as slow, connect(group) as silent:
+        slow.sendall(RECORD.pack(CALL, 1, 8, 1000)[:7])
+        silent.sendall(b"S")
+        with live.clerk() as clerk:
+            clerk.put("meanwhile", "v")
+        silent.settimeout(30)
+        assert silent.recv(1) == b"", "who does not say what it speaks is let go"
+        assert slow.recv(1000)[3] == 0, "welcome"
+        slow.setblocking(False)
+        with pytest.raises(BlockingIOError):  # still open, with nothing to say
+            slow.recv(1)
+
+
+def test_one_connection_too_many_is_closed_at_once_and_one_that_ends_makes_room() -> None:
+    async def story() -> None:
+        async def handler(method: str, payload: bytes) -> bytes:
+            return payload
+
+        door = FrontDoor("c", handler, lambda method, payload: None, "nobody")
+        door.most_connections = 3
+        await door.open("127.0.0.1", port)
+        here = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in here:
+            writer.write(pack_hello(PROTOCOL_VERSION, "c"))
+        for reader, _ in here:
+            assert (await reader.readexactly(6))[3] == 0
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        here[0][1].close()
+        while len(door.guests) == 3:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(pack_hello(PROTOCOL_VERSION, "c"))
+        assert (await reader.readexactly(6))[3] == 0
+        await door.close()
+
+    port = free_port_base(1)
+    asyncio.run(asyncio.wait_for(story(), 30))
