@@ -15,9 +15,11 @@ from client.errors import (
     Unavailable,
     ValueTooLarge,
 )
+from raft.tls import BadCertificate, Tls
 
 __all__ = [
     "AsyncShardClerk",
+    "BadCertificate",
     "BadRequest",
     "Busy",
     "ClerkClosed",
@@ -28,6 +30,7 @@ __all__ = [
     "SessionExpired",
     "ShardClerk",
     "ShardKVError",
+    "Tls",
     "Unavailable",
     "ValueTooLarge",
 ]

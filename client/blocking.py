@@ -29,6 +29,7 @@ from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import ClerkClosed
 from client.operations import Operation
 from raft.rpc import TcpDialer
+from raft.tls import Tls
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
 
@@ -88,7 +89,14 @@ class _Waiter:
 class ShardClerk:
     """The blocking client of a shardkv cluster; thread-safe. See `AsyncShardClerk` for the calls."""
 
-    def __init__(self, controllers: Sequence[str], timeout: float = 10.0, *, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        controllers: Sequence[str],
+        timeout: float = 10.0,
+        *,
+        limits: Limits = LIMITS,
+        tls: Tls | None = None,
+    ) -> None:
         if not controllers or isinstance(controllers, str):
             raise ValueError("controllers is a list of host:port")
         self.timeout = timeout
@@ -97,10 +105,12 @@ class ShardClerk:
         self._woken = False
         self._closed = False
         self._loop = background_loop()
-        self._core: ClerkCore = asyncio.run_coroutine_threadsafe(self._open(controllers), self._loop).result()
+        self._core: ClerkCore = asyncio.run_coroutine_threadsafe(
+            self._open(controllers, tls), self._loop
+        ).result()
 
-    async def _open(self, controllers: Sequence[str]) -> ClerkCore:
-        return ClerkCore(controllers, TcpDialer(), Random(random.SystemRandom().getrandbits(128)))
+    async def _open(self, controllers: Sequence[str], tls: Tls | None) -> ClerkCore:
+        return ClerkCore(controllers, TcpDialer(tls=tls), Random(random.SystemRandom().getrandbits(128)))
 
     def __enter__(self) -> ShardClerk:
         return self

@@ -21,6 +21,7 @@ from client.errors import KeyTooLarge, ValueTooLarge
 from client.operations import Operation
 from raft.doors import Dialer
 from raft.rpc import TcpDialer
+from raft.tls import Tls
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
 
@@ -62,7 +63,8 @@ class AsyncShardClerk:
 
     `controllers`: addresses of controller replicas. `timeout`: seconds that a call may
     take, retries and all; each call may have its own. A write whose outcome is not
-    known by then raises OutcomeUnknown; all errors are ShardKVErrors.
+    known by then raises OutcomeUnknown; all errors are ShardKVErrors. `tls`: for clusters that
+    ask for it; raises BadCertificate where its files are not what they should be.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class AsyncShardClerk:
         timeout: float = 10.0,
         *,
         limits: Limits = LIMITS,
+        tls: Tls | None = None,
         dialer: Dialer | None = None,
         rng: Random | None = None,
     ) -> None:
@@ -80,7 +83,7 @@ class AsyncShardClerk:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._core = ClerkCore(
-            controllers, dialer or TcpDialer(), rng or Random(random.SystemRandom().getrandbits(128))
+            controllers, dialer or TcpDialer(tls=tls), rng or Random(random.SystemRandom().getrandbits(128))
         )
 
     async def __aenter__(self) -> AsyncShardClerk:

@@ -12,7 +12,10 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from raft.doors import Handler
@@ -25,9 +28,19 @@ FIRST_BYTES_SECONDS = 10.0
 MAX_CONNECTIONS = 10_000
 
 
-def private_socket() -> str:
-    """A name for the gRPC server's socket: in Linux's abstract namespace, so no file is left behind."""
-    return f"shardkv-{os.getpid()}-{secrets.token_hex(8)}"
+@contextmanager
+def private_socket(guarded: bool) -> Iterator[tuple[str, str]]:
+    """Where the gRPC server listens: (its name for gRPC, its address for connect).
+
+    In Linux's abstract namespace, so that no file is left behind; but anybody on the machine may
+    connect there. `guarded`, where certificates decide who comes in: in a directory of our own.
+    """
+    if not guarded:
+        name = f"shardkv-{os.getpid()}-{secrets.token_hex(8)}"
+        yield f"unix-abstract:{name}", "\0" + name
+        return
+    with tempfile.TemporaryDirectory(prefix="shardkv-") as directory:
+        yield f"unix:{directory}/grpc", f"{directory}/grpc"
 
 
 class _Pipe(asyncio.Protocol):
@@ -131,10 +144,10 @@ class FrontDoor:
         if self._turned_away & (self._turned_away - 1) == 0:  # said at 1, 2, 4, 8, …
             log.warning("turned away %d connections: %d are open", self._turned_away, self.most_connections)
 
-    async def open(self, host: str, port: int) -> None:
+    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
         """Raises OSError when the address cannot be listened on."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Guest(self), host, port, backlog=1024)
+        self._server = await loop.create_server(lambda: _Guest(self), host, port, backlog=1024, ssl=tls)
 
     async def pipe(self, guest: _Pipe, first: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -143,7 +156,7 @@ class FrontDoor:
         private = socket.socket(socket.AF_UNIX)
         private.setblocking(False)
         try:
-            await loop.sock_connect(private, "\0" + self._grpc_socket)
+            await loop.sock_connect(private, self._grpc_socket)
             await loop.create_unix_connection(lambda: inner, sock=private)
         except OSError as error:
             log.warning("the gRPC server does not answer: %s", error)

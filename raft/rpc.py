@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import struct
 from collections.abc import Callable, Iterator
 from typing import cast
 
 from raft.doors import Handler, Unreachable
+from raft.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,8 @@ class Stream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         # uvloop keeps what is written until the turn ends, unless it is above the high-water mark:
         # out with it at once, for later in the turn a disk may be synced.
-        self._transport.set_write_buffer_limits(high=0)
+        if transport.get_extra_info("ssl_object") is None:  # that layer takes 0 for "always full"
+            self._transport.set_write_buffer_limits(high=0)
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -175,8 +178,14 @@ class _ClientStream(Stream):
 class Connection:
     """Calls to one address. Connects when needed, and again after it broke."""
 
-    def __init__(self, address: str, cluster: Callable[[], str], on_break: Callable[[], None]) -> None:
-        self.address = address
+    def __init__(
+        self,
+        address: str,
+        cluster: Callable[[], str],
+        on_break: Callable[[], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.address, self._tls = address, tls
         self._cluster, self._on_break = cluster, on_break
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
@@ -233,8 +242,9 @@ class Connection:
         host, _, port = self.address.rpartition(":")
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port))
-        except (OSError, TimeoutError) as error:
+                # TLS, if there is any, checks that the certificate is for this host.
+                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port), ssl=self._tls)
+        except (OSError, TimeoutError) as error:  # a certificate that is refused is an OSError, too
             self.broke(stream, f"cannot connect: {error or 'no answer'}")
 
     def broke(self, stream: _ClientStream, why: str) -> None:
@@ -263,14 +273,16 @@ class Connection:
 class TcpDialer:
     """Real calls behind the `Dialer` door: one `Connection` for each address."""
 
-    def __init__(self, cluster: str = "") -> None:
+    def __init__(self, cluster: str = "", tls: Tls | None = None) -> None:
+        """Raises BadCertificate."""
+        self._tls = tls.client() if tls is not None else None
         self.cluster = cluster  # may be learnt after the first call; empty is accepted by every server
         self._connections: dict[str, Connection] = {}
 
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
         connection = self._connections.get(address)
         if connection is None:
-            connection = Connection(address, lambda: self.cluster, lambda: None)
+            connection = Connection(address, lambda: self.cluster, lambda: None, self._tls)
             self._connections[address] = connection
         return await connection.call(method, payload, timeout)
 

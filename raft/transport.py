@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.messages import Envelope
 from raft.rpc import Connection
+from raft.tls import Tls
 from raft.types import NodeId
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,11 @@ MAX_PEERS = 64
 class TcpTransport:
     """The transport door of one replica. Envelopes of one turn leave as one piece of mail a peer."""
 
-    def __init__(self, cluster: str, group: int, address: str, peers: Mapping[NodeId, str]) -> None:
+    def __init__(
+        self, cluster: str, group: int, address: str, peers: Mapping[NodeId, str], tls: Tls | None = None
+    ) -> None:
+        """Raises BadCertificate."""
+        self._tls = tls.client() if tls is not None else None
         self._cluster, self._group, self._address = cluster, group, address
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
         self._connections: dict[NodeId, Connection] = {}
@@ -39,6 +44,7 @@ class TcpTransport:
                     address,
                     lambda: self._cluster,
                     lambda node=node: self.on_unreachable(node),  # type: ignore[misc]
+                    self._tls,
                 )
 
     def _forget(self, node: NodeId) -> None:

@@ -65,6 +65,7 @@ class Cluster:
     cluster: str = ""
     shards: int = 8
     ephemeral: bool = False
+    tls: dict[str, str] = field(default_factory=dict)  # cert, key and ca to the files' paths; empty: none
     processes: list[Process] = field(default_factory=list)
 
     # ---- the manifest
@@ -82,6 +83,7 @@ class Cluster:
             found["cluster"],
             found["shards"],
             found["ephemeral"],
+            found.get("tls", {}),
             [Process(**process) for process in found["processes"]],
         )
 
@@ -94,6 +96,7 @@ class Cluster:
             "cluster": self.cluster,
             "shards": self.shards,
             "ephemeral": self.ephemeral,
+            "tls": self.tls,
         }
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -149,6 +152,8 @@ class Cluster:
             options += ["--gid", str(process.gid), "--controllers", ",".join(self.addresses("controller", 0))]
         if process.listen:
             options += ["--listen", process.listen]
+        for name, path in self.tls.items():
+            options += [f"--tls-{name}", path]
         if process.metrics:
             options += ["--metrics", process.metrics]
         if self.ephemeral:

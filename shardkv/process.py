@@ -7,6 +7,7 @@ randomness. Everything behind them is the code that the simulator runs.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import random
@@ -32,6 +33,7 @@ from raft.quorum import Membership
 from raft.reconfigure import hand_over
 from raft.rpc import TcpDialer
 from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
+from raft.tls import BadCertificate, Tls
 from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.machine import ControllerMachine
@@ -100,6 +102,7 @@ class ProcessOptions:
     )
     joins_as: str = ""  # host:port of a replica that joins
     metrics: str = ""  # host:port for Prometheus
+    tls: Tls | None = None
     log_format: str = "text"
     log_level: str = "INFO"
     limits: Limits = field(default_factory=Limits)
@@ -128,8 +131,8 @@ async def serve(options: ProcessOptions) -> None:
             options = replace(options, cluster=await _learn_cluster(directory, options, rng))
         await _check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
-        transport = TcpTransport(options.cluster, options.gid, options.address, peers)
-        dialer = TcpDialer(options.cluster)
+        transport = TcpTransport(options.cluster, options.gid, options.address, peers, options.tls)
+        dialer = TcpDialer(options.cluster, options.tls)
         machine = _machine(directory, options)
         replica = await open_replica(
             options.replica,
@@ -145,7 +148,8 @@ async def serve(options: ProcessOptions) -> None:
         metrics = Metrics()
         metrics.watch(replica)
         directory.on_append = metrics.appended
-        await _listen(options, replica, transport, dialer, rng, metrics)
+        with private_socket(guarded=options.tls is not None) as (name, path):
+            await _listen(options, replica, transport, dialer, rng, metrics, name, path)
     finally:
         directory.close()
 
@@ -166,6 +170,8 @@ async def _listen(
     dialer: TcpDialer,
     rng: Random,
     metrics: Metrics,
+    socket_name: str,
+    socket: str,
 ) -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -182,16 +188,14 @@ async def _listen(
             replica.node.receive(transport.unpack(payload))
 
     listener = grpc.aio.server()
-    socket = private_socket()
-    listener.add_insecure_port(f"unix-abstract:{socket}")
+    listener.add_insecure_port(socket_name)
     handler, stop = _server(options, replica, dialer, rng, listener)
     health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
     door = FrontDoor(options.cluster, metrics.timed(handler, METHODS), on_post, socket)
     stop_metrics = None
     try:
         await listener.start()
-        at = options.listen or options.address
-        await _open(at, door.open)
+        await _open(options, door)
         if options.metrics:
             host, port = _host_and_port(options.metrics)
             try:
@@ -200,7 +204,6 @@ async def _listen(
                 raise CannotStart(
                     f"{options.metrics} cannot be listened on: {error.strerror or error}"
                 ) from None
-        log.info("listening on %s", at)
         await ended
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
@@ -219,12 +222,24 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def _open(address: str, open_at: Callable[[str, int], Awaitable[None]]) -> None:
-    """Raises CannotStart."""
+async def _open(options: ProcessOptions, door: FrontDoor) -> None:
+    """Raises CannotStart, BadCertificate."""
+    address = options.listen or options.address
+    host, port = _host_and_port(address)
+    if options.tls is None and not _is_loopback(host):
+        log.warning("listening on %s WITHOUT TLS: whoever reaches it may read and change everything", address)
     try:
-        await open_at(*_host_and_port(address))
+        await door.open(host, port, options.tls.server() if options.tls is not None else None)
     except OSError as error:
         raise CannotStart(f"{address} cannot be listened on: {error.strerror or error}") from None
+    log.info("listening on %s%s", address, " with TLS" if options.tls is not None else "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _server(
@@ -249,7 +264,7 @@ async def _learn_cluster(directory: RealDirectory, options: ProcessOptions, rng:
     """The cluster that our data belongs to or, for a new replica, that of the controllers."""
     if IDENTITY in directory.names():
         return str(json.loads(directory.read(IDENTITY))["cluster"])
-    dialer = TcpDialer()
+    dialer = TcpDialer(tls=options.tls)
     client = ControllerClient(options.controllers, dialer, rng)
     try:
         await client.changes(0, 0.0, LEARN_SECONDS, limit=1)
@@ -290,7 +305,7 @@ def run(options: ProcessOptions) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         _run(serve(options))
-    except (CannotStart, StorageError) as error:
+    except (CannotStart, StorageError, BadCertificate) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
     except OSError as error:

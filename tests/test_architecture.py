@@ -69,6 +69,7 @@ CLIENT_MAY = {
     "raft.answers",
     "raft.doors",
     "raft.rpc",
+    "raft.tls",
     "shardctrler.query",
     "shardctrler.shard_map",
     "shardkv",

@@ -15,6 +15,7 @@ from shardkv.cli.common import (
     console,
     controllers_option,
     find_controllers,
+    find_tls,
     handled,
     output_option,
     print_json,
@@ -169,6 +170,7 @@ def bench(
         blocking,
         timeout,
         processes,
+        find_tls(),
     )
     began = time.monotonic()
     with LiveView(keys, shown=output == "table" and console.is_terminal) as view:

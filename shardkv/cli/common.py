@@ -20,6 +20,7 @@ from rich.table import Table
 
 from client.blocking import background_loop
 from client.errors import DeadlineExceeded, ShardKVError, Unavailable
+from raft.tls import BadCertificate, Tls
 from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
 from shardkv.process import split_addresses
 
@@ -57,7 +58,7 @@ def handled(command: Callable[..., T]) -> Callable[..., T]:
             fail(f"{error}. Is the cluster up? `shardkv admin status` shows what answers", UNREACHABLE)
         except AdminRefused as error:
             fail(f"refused ({error.kind}): {error}", REFUSED)
-        except (BadQuery, ShardKVError) as error:
+        except (BadQuery, ShardKVError, BadCertificate) as error:
             fail(f"{type(error).__name__}: {error}", REFUSED)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -82,12 +83,60 @@ def find_controllers(given: str | None) -> tuple[str, ...]:
     )
 
 
-controllers_option = click.option(
-    "--controllers",
-    envvar="SHARDKV_CONTROLLERS",
-    metavar="HOST:PORT,…",
-    help="Controller replicas; the default is ./data/cluster.json.",
-)
+_tls_files: dict[str, Path] = {}  # as the command line or the environment gave them: "cert", "key", "ca"
+
+
+def _note_tls(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    if value is not None and parameter.name is not None:
+        _tls_files[parameter.name.removeprefix("tls_")] = value
+
+
+def tls_options(command: Callable[..., T]) -> Callable[..., T]:
+    """--tls-cert, --tls-key and --tls-ca; `find_tls` has what they say."""
+    for name, text in (
+        ("ca", "PEM file of the CA that signs the cluster's certificates."),
+        ("key", "PEM file of its key."),
+        ("cert", "PEM file of our certificate, if the cluster speaks TLS."),
+    ):
+        command = click.option(
+            f"--tls-{name}",
+            envvar=f"SHARDKV_TLS_{name.upper()}",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            callback=_note_tls,
+            expose_value=False,
+            help=text,
+        )(command)
+    return command
+
+
+def use_tls(files: dict[str, str]) -> None:
+    """What a manifest says, for this command; the command line's word comes first."""
+    if not _tls_files:
+        _tls_files.update({name: Path(path) for name, path in files.items()})
+
+
+def find_tls() -> Tls | None:
+    """From the options, the environment, or ./data/cluster.json; None for a cluster without TLS."""
+    if _tls_files:
+        missing = [f"--tls-{name}" for name in ("cert", "key", "ca") if name not in _tls_files]
+        if missing:
+            raise click.UsageError(f"TLS takes all three files: {', '.join(missing)} is missing")
+        return Tls(**_tls_files)
+    manifest = Path(DEFAULT_DATA) / MANIFEST
+    found = json.loads(manifest.read_text()).get("tls") if manifest.exists() else None
+    return Tls(**{name: Path(path) for name, path in found.items()}) if found else None
+
+
+def controllers_option(command: Callable[..., T]) -> Callable[..., T]:
+    """Where the cluster is, and how it is spoken to."""
+    return click.option(
+        "--controllers",
+        envvar="SHARDKV_CONTROLLERS",
+        metavar="HOST:PORT,…",
+        help="Controller replicas; the default is ./data/cluster.json.",
+    )(tls_options(command))
+
+
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="For people, or for scripts."
 )

@@ -13,6 +13,7 @@ from shardkv.cli.common import (
     Failed,
     controllers_option,
     find_controllers,
+    find_tls,
     handled,
     json_bytes,
     output_option,
@@ -24,7 +25,7 @@ from shardkv.cli.common import (
 
 
 def _clerk(controllers: str | None, timeout: float) -> ShardClerk:
-    return ShardClerk(find_controllers(controllers), timeout=timeout)
+    return ShardClerk(find_controllers(controllers), timeout=timeout, tls=find_tls())
 
 
 def _done(output: str, **facts: object) -> None:

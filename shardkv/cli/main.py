@@ -6,6 +6,7 @@ import click
 
 from shardkv.cli.admin import admin
 from shardkv.cli.bench import bench
+from shardkv.cli.certs import certs
 from shardkv.cli.data import append, cas, delete, get, put, scan
 from shardkv.cli.members import member
 from shardkv.cli.serve import serve
@@ -22,7 +23,7 @@ def main() -> None:
 
 
 admin.add_command(member)
-for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench):
+for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench, certs):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from shardkv.cli.common import find_tls, tls_options
 from shardkv.frames import Limits
 from shardkv.process import ProcessOptions, run, split_addresses
 
@@ -78,6 +80,7 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             callback=_read_config,
             help="A TOML file with these options by their names; the command line and SHARDKV_… come first.",
         ),
+        tls_options,
     ):
         command = option(command)
     return command
@@ -104,7 +107,7 @@ def _run(options: ProcessOptions) -> None:
         raise click.UsageError("give --peers, or --join for a replica that joins the group later")
     if options.peers and options.replica > len(options.peers):
         raise click.UsageError(f"--id {options.replica}, but --peers names {len(options.peers)}")
-    sys.exit(run(options))
+    sys.exit(run(replace(options, tls=find_tls())))
 
 
 @serve.command()

@@ -14,7 +14,16 @@ from client import ShardClerk
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import DEFAULT_DATA, UNREACHABLE, Failed, handled, print_table
+from shardkv.cli.common import (
+    DEFAULT_DATA,
+    UNREACHABLE,
+    Failed,
+    find_tls,
+    handled,
+    print_table,
+    tls_options,
+    use_tls,
+)
 from shardkv.cli.overview import Overview, wait_settled
 from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
 
@@ -37,6 +46,7 @@ WATCH_SECONDS = 0.5
     "--metrics-port", type=click.IntRange(1024, 65000), help="First of as many ports more, for Prometheus."
 )
 @click.option("--ephemeral", is_flag=True, help="Data in memory, gone when the cluster stops.")
+@tls_options
 @click.option("--detach", is_flag=True, help="Return once every shard serves; `shardkv down` stops it.")
 @handled
 def up(
@@ -100,7 +110,12 @@ def _prepare(
         cluster = Cluster.load(data)
     else:
         data.mkdir(parents=True, exist_ok=True)
-        cluster = Cluster(data, shards=shards, ephemeral=ephemeral)
+        tls = find_tls()
+        files = (
+            {} if tls is None else {name: str(getattr(tls, name).resolve()) for name in ("cert", "key", "ca")}
+        )
+        cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
+    use_tls(cluster.tls)
     cluster.plan(controllers, groups, replicas, port)
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)
@@ -156,7 +171,7 @@ def _show(cluster: Cluster, overview: Overview) -> None:
 def _first_operations(cluster: Cluster) -> None:
     """Show that it works, on a key that is ours and is gone afterwards."""
     key = b"\x00shardkv/up"
-    with ShardClerk(cluster.addresses("controller", 0)) as clerk:
+    with ShardClerk(cluster.addresses("controller", 0), tls=find_tls()) as clerk:
         began = time.perf_counter()
         clerk.put(key, b"hello")
         value = clerk.get(key)

@@ -1,0 +1,49 @@
+"""Mutual TLS: who one is, and whom one believes. Both ends of every connection show a certificate.
+
+A process has one certificate for both of its roles. Whoever has one that the CA signed is
+let in; names are checked by those who call, so a server's must carry the host that it is
+called by (`shardkv certs` makes such).
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class BadCertificate(Exception):
+    """The files are not there, not certificates, or do not belong together. The text names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Paths of PEM files: our certificate, its key, and the CA whose certificates we believe."""
+
+    cert: Path
+    key: Path
+    ca: Path
+
+    def server(self) -> ssl.SSLContext:
+        """Raises BadCertificate."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.set_alpn_protocols(["h2"])  # gRPC asks for it; our own streams do not
+        return context
+
+    def client(self) -> ssl.SSLContext:
+        """Raises BadCertificate."""
+        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+
+    def _context(self, protocol: int) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_cert_chain(self.cert, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise BadCertificate(f"certificate {self.cert} with key {self.key}: {error}") from None
+        try:
+            context.load_verify_locations(self.ca)
+        except (OSError, ssl.SSLError) as error:
+            raise BadCertificate(f"CA {self.ca}: {error}") from None
+        return context
