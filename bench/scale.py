@@ -1,4 +1,4 @@
-"""How it holds up as it grows: `python -m bench.scale [millions|restart|ycsb|groups|map|idle]…`.
+"""How it holds up as it grows: `python -m bench.scale [millions|restart|ycsb|groups|map|idle|spread]…`.
 
 millions  5 million keys in one group: load rate from begin to end, memory, the longest gap in service
 restart   SIGKILL of a whole group with 1 million keys in it: how long until it serves again
@@ -6,19 +6,24 @@ ycsb      the core workloads A to F over 2 and over 4 groups
 groups    CPU seconds for 100,000 operations with 1 group and with 4
 map       1,000 groups and 100,000 shards: the controller's and the clerk's code, without the groups
 idle      what a cluster costs that nobody uses
+spread    gets from the leader and from any replica, where each replica has a small machine (a cgroup; root)
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import sys
 import threading
 import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.live import LiveCluster
+from bench.live import LiveCluster, free_port_base
 from bench.map_scale import measure_map
 from client import ShardClerk
 from shardkv.cluster import Process
@@ -189,6 +194,68 @@ def idle(seconds: float = 30.0) -> None:
         )
 
 
+def spread(share: float = 0.2) -> None:
+    """Each replica of a group may use `share` of a core, as if it had a small machine of its own."""
+    try:
+        with LiveCluster(groups=1, controllers=1, metrics_port=free_port_base() + 20) as live:
+            live.json("bench", "--keys", "20000", "--load", "--ops", "1")
+            group = [process for process in live.cluster().processes if process.role == "group"]
+            with contextlib.ExitStack() as limits:
+                for process in group:
+                    limits.enter_context(_limited(process.pid, share))
+                for consistency in ("leader", "any", "leader", "any"):
+                    before = [_reads_answered(process) for process in group]
+                    found = live.json(
+                        "bench",
+                        "--keys",
+                        "20000",
+                        "--no-load",
+                        "--workload",
+                        "get",
+                        "--clients",
+                        "256",
+                        "--consistency",
+                        consistency,
+                        "--seconds",
+                        "5",
+                        "--warm-up",
+                        "1",
+                    )
+                    frames = [_reads_answered(p) - was for p, was in zip(group, before, strict=True)]
+                    say(
+                        f"{share} of a core a replica, gets from {consistency:6}: {found['ops_per_s']:8,.0f} a second, "
+                        f"p99 {found['p99_ms']:.0f} ms; frames answered by each replica: {frames}"
+                    )
+    except OSError as error:
+        say(f"spread needs a cgroup of the cpu controller to limit the replicas: {error}")
+
+
+def _reads_answered(process: Process) -> int:
+    text = urllib.request.urlopen(f"http://{process.metrics}/metrics", timeout=30).read().decode()
+    found = re.search(r'^shardkv_call_seconds_count\{method="kv.read"\} (\S+)$', text, re.MULTILINE)
+    return int(float(found.group(1))) if found else 0
+
+
+@contextlib.contextmanager
+def _limited(pid: int, share: float) -> Iterator[None]:
+    """The process may use `share` of a core while the block runs. Raises OSError where that cannot be had."""
+    first = Path("/sys/fs/cgroup/cpu")  # version 1; else version 2
+    group = (first if first.is_dir() else Path("/sys/fs/cgroup")) / f"shardkv-bench-{pid}"
+    group.mkdir()
+    try:
+        if first.is_dir():
+            (group / "cpu.cfs_period_us").write_text("20000")
+            (group / "cpu.cfs_quota_us").write_text(str(int(20_000 * share)))
+        else:
+            (group / "cpu.max").write_text(f"{int(20_000 * share)} 20000")
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it is gone, if the process is
+            (group.parent / "cgroup.procs").write_text(str(pid))
+        group.rmdir()
+
+
 def main() -> None:
     stories = {
         "millions": millions,
@@ -197,6 +264,7 @@ def main() -> None:
         "groups": groups,
         "map": measure_map,
         "idle": idle,
+        "spread": spread,
     }
     for name in sys.argv[1:] or list(stories):
         say(f"== {name}")

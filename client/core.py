@@ -157,17 +157,18 @@ class ClerkCore:
 
     def answered(self, members: list[Operation], statuses: bytes, values: list[bytes]) -> None:
         """These operations of one section have their answers. A second answer (of a retry) is ignored."""
-        outstanding = self._outstanding
+        outstanding, over = self._outstanding, []
         for operation, status, value in zip(members, statuses, values, strict=True):  # hot: runs per operation
             waiter = operation.waiter
             if waiter is not None:
                 operation.waiter = None
                 del outstanding[operation]
+                over.append(operation.seq)
                 if not waiter.done():  # else: the caller was cancelled
                     waiter.set_result((status, value))
         numbering = members[0].numbering
         if numbering is not None:
-            numbering.over([operation.seq for operation in members])
+            numbering.over(over)
 
     def failed(self, operation: Operation, error: Exception) -> None:
         """The operation ends without an answer."""

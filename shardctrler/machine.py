@@ -37,9 +37,7 @@ class ControllerMachine(InMemoryMachine):
         self.clock_ms = 0
         self.membership = b""
         self.config = Config()
-        self._changes: list[
-            bytes
-        ] = []  # each change as it is stored and sent; change n makes configuration n + 1
+        self._changes: list[bytes] = []  # each as it is stored and sent; the n-th makes configuration n
         self._next_shard = 2
         self._sessions: dict[bytes, SessionRecord] = {}
         self._last_addresses: dict[Gid, Group] = {}  # of every group there ever was
