@@ -14,8 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
-from bench.live import SHARDKV, LiveCluster, free_port_base
+from bench.live import SHARDKV, LiveCluster, free_port_base, in_background
+from client import ShardClerk
+from shardctrler.shard_map import Config, Group, Shard
+from shardkv.cli.overview import Overview
+from shardkv.cli.top import Screen
 
 ROOT = Path(__file__).parent.parent
 Samples = dict[tuple[str, str], float]
@@ -92,6 +97,39 @@ def test_grpc_health_and_reflection_are_there_for_probes_and_grpcurl(live: LiveC
             services = ProtoReflectionDescriptorDatabase(channel).get_services()
             service = "shardkv.shardkv.KV" if process.role == "group" else "shardkv.shardctrler.Controller"
             assert {service, "grpc.health.v1.Health"} <= set(services)
+
+
+def put_many(clerk: ShardClerk) -> None:
+    for number in range(2000):
+        clerk.put(f"t{number}", "v")
+
+
+def test_top_shows_roles_load_and_what_is_on_its_way(live: LiveCluster) -> None:
+    began = live.run("top", "--count", "1")
+    assert "4 of 4 shards serve" in began and "leader" in began and "follower" in began
+    with live.clerk() as clerk:
+        writing = in_background(lambda: put_many(clerk))
+        shown = live.run("top", "--count", "4", "--interval", "0.2")
+        writing()
+    leader = live.leader(1)
+    lines = [line.split() for line in shown.splitlines() if leader.address in line]
+    assert len(lines) == 4
+    assert max(int(line[-2].replace(",", "")) for line in lines[1:]) > 0, "writes a second"
+    assert live.json("status")["serving"] == 4
+
+
+def test_a_move_that_does_not_end_is_seen_by_its_age() -> None:
+    config = Config.of(3, [Shard(1, b"", b"", 2, 3, 2)], [Group(1, ("a:1",)), Group(2, ("b:1",))])
+    giver = {"role": "leader", "term": 1, "commit_index": 5, "applied_index": 5, "config_num": 3}
+    giver |= {"shards": {"1": {"state": "LENDING", "epoch": 3, "waiting": 0}}}
+    taker = giver | {"shards": {"1": {"state": "PULLING", "epoch": 3, "waiting": 0}}}
+    overview = Overview(config, {}, {1: {"a:1": giver}, 2: {"b:1": taker, "c:1": None}})
+    screen, console = Screen(), Console(width=120, record=True)
+    screen.draw(overview, 100.0)
+    console.print(screen.draw(overview, 142.0))
+    shown = console.export_text()
+    assert "shard 1: lending at group 1 for 42 s" in shown and "shard 1: pulling at group 2 for 42 s" in shown
+    assert "no answer" in shown and "0 of 1 shards serve" in shown
 
 
 def serve(*arguments: str, **environment: str) -> subprocess.Popen[str]:

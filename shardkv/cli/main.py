@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from shardkv.cli.admin import admin
+from shardkv.cli.admin import admin, status
 from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
 from shardkv.cli.data import append, cas, delete, get, put, scan
 from shardkv.cli.members import member
 from shardkv.cli.serve import serve
+from shardkv.cli.top import top
 from shardkv.cli.up import down, up
 
 
@@ -23,7 +24,7 @@ def main() -> None:
 
 
 admin.add_command(member)
-for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench, certs):
+for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench, certs, status, top):
     main.add_command(command)
 
 if __name__ == "__main__":
