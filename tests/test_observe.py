@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -99,17 +100,21 @@ def test_grpc_health_and_reflection_are_there_for_probes_and_grpcurl(live: LiveC
             assert {service, "grpc.health.v1.Health"} <= set(services)
 
 
-def put_many(clerk: ShardClerk) -> None:
-    for number in range(2000):
-        clerk.put(f"t{number}", "v")
+def put_until(over: threading.Event, clerk: ShardClerk) -> None:
+    while not over.is_set():
+        clerk.put("t", "v")
 
 
 def test_top_shows_roles_load_and_what_is_on_its_way(live: LiveCluster) -> None:
     began = live.run("top", "--count", "1")
     assert "4 of 4 shards serve" in began and "leader" in began and "follower" in began
     with live.clerk() as clerk:
-        writing = in_background(lambda: put_many(clerk))
-        shown = live.run("top", "--count", "4", "--interval", "0.2")
+        over = threading.Event()
+        writing = in_background(lambda: put_until(over, clerk))
+        try:
+            shown = live.run("top", "--count", "4", "--interval", "0.2")
+        finally:
+            over.set()
         writing()
     leader = live.leader(1)
     lines = [line.split() for line in shown.splitlines() if leader.address in line]
