@@ -95,9 +95,12 @@ class Schedule:
         Threads may share it: each count is one call into C.
         """
         now = self._clock()
-        if now >= self.measured_from and (now >= self._until or next(self._left, None) is None):
+        due = now if self._rate is None else self._began + next(self._turns) / self._rate
+        if max(now, due) >= self._until:
             return None
-        return now if self._rate is None else self._began + next(self._turns) / self._rate
+        if due >= self.measured_from and next(self._left, None) is None:
+            return None
+        return due
 
 
 async def drive(clerk: AsyncShardClerk, source: Source, plan: Plan, recorder: Recorder) -> float:
