@@ -194,7 +194,7 @@ def idle(seconds: float = 30.0) -> None:
         )
 
 
-def spread(share: float = 0.2) -> None:
+def spread(share: float = 0.08) -> None:
     """Each replica of a group may use `share` of a core, as if it had a small machine of its own."""
     try:
         with LiveCluster(groups=1, controllers=1, metrics_port=free_port_base() + 20) as live:
