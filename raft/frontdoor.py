@@ -33,7 +33,8 @@ def private_socket(guarded: bool) -> Iterator[tuple[str, str]]:
     """Where the gRPC server listens: (its name for gRPC, its address for connect).
 
     In Linux's abstract namespace, so that no file is left behind; but anybody on the machine may
-    connect there. `guarded`, where certificates decide who comes in: in a directory of our own.
+    connect there. `guarded`, where certificates decide who comes in: in a directory of our own,
+    which only a SIGKILL leaves behind.
     """
     if not guarded:
         name = f"shardkv-{os.getpid()}-{secrets.token_hex(8)}"

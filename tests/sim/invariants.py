@@ -6,6 +6,7 @@ The histories that clients see are judged elsewhere (`tests/check`); this looks 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from raft.rsm import ReplicatedMachine
 from raft.types import Entry, Index, NodeId, Term
@@ -32,6 +33,7 @@ class Invariants:
         self._commits: dict[Gid, dict[Index, tuple[Term, Term]]] = {}  # the entry's term, its committer's
         self._newest: dict[Gid, Index] = {}  # the newest entry that any replica applied
         self._served: dict[Gid, Served] = {}  # what the group serves as of that entry
+        self._highest: WeakKeyDictionary[ReplicatedMachine, Index] = WeakKeyDictionary()  # of this run of it
         self._config_num: dict[Gid, int] = {}
         self._configs: dict[int, bytes] = {}  # configuration number -> the map, as first seen
 
@@ -58,8 +60,11 @@ class Invariants:
         machine.apply = watched  # type: ignore[method-assign]
 
     def turned(self, gid: Gid, replica: ReplicatedMachine) -> None:
-        """Election Safety and Leader Completeness (Figure 3)."""
+        """Election Safety and Leader Completeness (Figure 3); and what a replica has applied stays applied."""
         core = replica.core
+        applied = replica.machine.applied.index
+        assert applied >= self._highest.get(replica, 0), f"replica {core.id} of group {gid} was rolled back"
+        self._highest[replica] = applied
         if not core.is_leader:
             return
         commits = self._commits.setdefault(gid, {})
