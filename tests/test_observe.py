@@ -54,8 +54,9 @@ def test_a_group_s_metrics_tell_who_leads_what_it_does_and_who_lags(live: LiveCl
     assert [address for address, each in told.items() if each["shardkv_raft_is_leader", ""]] == [leader.address]
     own = told[leader.address]
     assert own["shardkv_operations_total", ""] >= 50
-    assert own["shardkv_call_seconds_count", "kv.write"] >= 50
-    assert own["shardkv_call_seconds_count", "kv.read"] >= 1
+    # Any replica may answer a read, and one that does not lead answers a write by saying who does.
+    for method, least in (("kv.write", 50), ("kv.read", 1)):
+        assert sum(each.get(("shardkv_call_seconds_count", method), 0) for each in told.values()) >= least
     assert own["shardkv_shards", "SERVING"] == 4 and own["shardkv_shards", "PULLING"] == 0
     assert {key for key in own if key[0] == "shardkv_raft_follower_lag_entries"} == {
         ("shardkv_raft_follower_lag_entries", str(n)) for n in (1, 2, 3) if n != leader.index + 1
