@@ -58,6 +58,9 @@ class LiveCluster:
             for log in sorted(self.directory.glob("*/log")):
                 print(f"--- {log.parent.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
         self.cluster().stop_all()
+        self.remove()
+
+    def remove(self) -> None:
         shutil.rmtree(self.directory)
 
     def up(self) -> str:

@@ -4,6 +4,8 @@ ShardKVError
 ├── KeyTooLarge          the key is empty or longer than the limit; nothing was sent
 ├── ValueTooLarge        the value, or what an append would make of it; nothing was done
 ├── Busy                 too much is queued in this clerk; nothing was sent
+├── OutOfSpace           the group's disks are nearly full; nothing was done, and deletes still work
+├── PermissionDenied     who we are may not do that; nothing was done
 ├── Unavailable          nobody could be reached in time; the operation was not done
 ├── DeadlineExceeded     the time was up; the operation was not done
 │   └── OutcomeUnknown   … or it was: it was sent, and no answer came
@@ -30,6 +32,14 @@ class ValueTooLarge(ShardKVError):
 
 class Busy(ShardKVError):
     """The clerk's queue is full. Nothing was sent."""
+
+
+class OutOfSpace(ShardKVError):
+    """The disks of the key's group are nearly full: it is read-only but for deletes. Nothing was done."""
+
+
+class PermissionDenied(ShardKVError):
+    """The servers do not know us, or our role does not allow it. Nothing was done."""
 
 
 class Unavailable(ShardKVError):

@@ -13,7 +13,15 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from client.errors import BadRequest, KeyTooLarge, SessionExpired, ValueTooLarge
+from client.errors import (
+    BadRequest,
+    KeyTooLarge,
+    OutcomeUnknown,
+    OutOfSpace,
+    PermissionDenied,
+    SessionExpired,
+    ValueTooLarge,
+)
 from client.operations import Numbering, Operation
 from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
@@ -215,6 +223,9 @@ class Lane:
                 error = _bad_request(text)
                 for operation in operations:
                     self._owner.failed(operation, error)
+            case Code.NO_ROOM | Code.DENIED:
+                for operation in operations:
+                    self._owner.failed(operation, _not_done(code, text, operation))
             case Code.BUSY:
                 self._again(operations, f"{address}: {code.name} {text}")
             case Code.RETRY:
@@ -296,6 +307,13 @@ def _error_of(status: int) -> Exception:
             return ValueTooLarge("the value would be larger than the server takes")
         case _:
             return BadRequest(f"the server answered {Status(status).name}")
+
+
+def _not_done(code: Code, text: str, operation: Operation) -> Exception:
+    """Not done now; whether an earlier attempt was, is another question."""
+    if operation.doubt and operation.numbering is not None:
+        return OutcomeUnknown(f"{text}; an earlier attempt was not answered, and may have been done")
+    return OutOfSpace(text) if code is Code.NO_ROOM else PermissionDenied(text)
 
 
 def _bad_request(text: str) -> Exception:

@@ -15,6 +15,8 @@ class Code(IntEnum):
     RETRY = 3  # nothing is known, or nothing was done: ask again
     BAD_REQUEST = 4  # text: what is wrong; asking again will not help
     STOPPED = 5  # this replica is down; ask another
+    NO_ROOM = 6  # the group's disks are nearly full; nothing was done
+    DENIED = 7  # who asks may not do that; nothing was done
 
 
 def answer(body: bytes) -> bytes:

@@ -67,6 +67,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             reply.rejected_index = message.rejected_index
             reply.conflict_term = message.conflict_term
             reply.conflict_index = message.conflict_index
+            reply.low = message.low
         case m.RequestVote():
             target.request_vote.CopyFrom(
                 pb.RequestVote(
@@ -132,6 +133,7 @@ def _message(envelope: pb.Envelope) -> m.Message:
                 reply.rejected_index,
                 reply.conflict_term,
                 reply.conflict_index,
+                reply.low,
             )
         case "request_vote":
             vote = envelope.request_vote

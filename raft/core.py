@@ -65,6 +65,7 @@ class Raft:
         self.commit_index: Index = applied_index
         self.handed_index: Index = applied_index  # last entry given out in Ready.committed
         self.role: Role = Follower()
+        self.low = False  # our disk has little room; the driver's to set
         self._rng = rng
         self._now = 0.0
         self._saved = hard_state
@@ -188,6 +189,13 @@ class Raft:
             if promise.to == self.id:
                 self._deliver(promise)  # our own vote: it counts from the disk on, like any other
         self._advance_commit()
+
+    def has_room(self) -> bool:
+        """Whether a quorum has room on its disks, as far as this leader was told (`room.py`)."""
+        room = {self.id: not self.low}
+        if isinstance(self.role, Leader):
+            room |= {node: not peer.low for node, peer in self.role.progress.items()}
+        return has_quorum(self.membership, room)
 
     def compact(self, to: Index) -> None:
         """The state machine is durable up to `to`: the log below may go."""
@@ -523,7 +531,7 @@ class Raft:
             prev_index, prev_term = self.log.base_index, self.log.base_term
         if self.log.term_at(prev_index) != prev_term:
             conflict = self.log.conflict_at(prev_index)
-            self._send(sender, AppendReply(False, 0, message.read_seq, prev_index, *conflict))
+            self._send(sender, AppendReply(False, 0, message.read_seq, prev_index, *conflict, self.low))
             return
         for position, entry in enumerate(entries):
             if self.log.term_at(entry.index) != entry.term:
@@ -539,11 +547,11 @@ class Raft:
         match_index = prev_index + len(entries)
         self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
         if message.entries and match_index > self.log.durable_index:
-            self._promise(sender, AppendReply(True, match_index, message.read_seq))
+            self._promise(sender, AppendReply(True, match_index, message.read_seq, low=self.low))
         else:
             # A heartbeat is answered past a slow disk, but only for what is on it.
             durable = min(match_index, self.log.durable_index)
-            self._send(sender, AppendReply(True, durable, message.read_seq))
+            self._send(sender, AppendReply(True, durable, message.read_seq, low=self.low))
 
     def _on_append_reply(self, sender: NodeId, message: AppendReply) -> None:
         if not isinstance(self.role, Leader):
@@ -552,7 +560,7 @@ class Raft:
         if sender not in leader.progress:
             return  # removed since
         peer = leader.progress[sender]
-        peer.recently_active = True
+        peer.recently_active, peer.low = True, message.low
         if message.read_seq > peer.read_seq:
             peer.read_seq = message.read_seq
             peer.confirmed_at = max(peer.confirmed_at, leader.reads.sent_at.get(message.read_seq, 0.0))

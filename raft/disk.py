@@ -103,6 +103,10 @@ class RealDirectory:
             log.warning("slow disk: an append to the log in %s took %.1f s", self.path, seconds)
         self.on_append(seconds)
 
+    def free_bytes(self) -> int:
+        """What this process may still write on the directory's file system. May block."""
+        return free_bytes(self.path)
+
     def names(self) -> list[str]:
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
 
@@ -163,6 +167,11 @@ class RealDirectory:
 
     async def _on_thread(self, work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread or self._run, work)
+
+
+def free_bytes(path: Path) -> int:
+    there = os.statvfs(path)
+    return there.f_bavail * there.f_frsize
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

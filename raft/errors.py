@@ -3,6 +3,7 @@
 RaftError
 ├── NotLeader           ask `leader` (0 if unknown); nothing was proposed or read
 ├── Busy                a bound was reached; nothing was queued, try again later
+├── NoRoom              the disks of a quorum are nearly full; nothing was queued
 ├── Transferring        leadership is being handed over; nothing was queued
 ├── Lost                another leader's entry took the slot; it will never be applied
 ├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
@@ -30,6 +31,10 @@ class NotLeader(RaftError):
 
 class Busy(RaftError):
     """A bounded queue is full. Nothing was queued."""
+
+
+class NoRoom(RaftError):
+    """The disks are nearly full: what makes the state grow is refused (`room.py`). Nothing was queued."""
 
 
 class Transferring(RaftError):

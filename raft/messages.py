@@ -66,6 +66,7 @@ class AppendReply:
     rejected_index: Index = 0
     conflict_term: Term = 0
     conflict_index: Index = 0
+    low: bool = False  # the follower's disk has little room: room.py
 
 
 @dataclass(frozen=True, slots=True)

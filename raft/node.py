@@ -14,15 +14,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from raft.core import Raft
 from raft.doors import Transport
 from raft.errors import Stopped
-from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from raft.messages import AppendEntries, Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.quorum import Membership
 from raft.ready import Options, Ready, Write
+from raft.room import Room
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
 from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 from raft.wal import Wal
@@ -85,6 +86,8 @@ class Node:
         self._deferred: deque[Ready] = deque()  # at most what one turn of the loop makes
         self._peers_known: Membership | None = None  # as told to the transport
         self.stopped = False
+        self.room = Room.PLENTY
+        self.free_bytes = 0  # on the disk; 0 where nobody looks
         self.leader_changes = 0
         self._last_leader: NodeId = 0
 
@@ -140,7 +143,7 @@ class Node:
     def receive(self, envelopes: Iterable[Envelope]) -> None:
         """Messages from other replicas."""
         if not self.stopped:
-            for envelope in envelopes:
+            for envelope in envelopes if self.room is not Room.FULL else _without_load(envelopes):
                 self.core.step(envelope)
             self._changed()
 
@@ -174,6 +177,11 @@ class Node:
         if not self.stopped:
             self.core.unreachable(peer)
             self._changed()
+
+    def note_room(self, room: Room, free_bytes: int) -> None:
+        """See `room.py`."""
+        self.room, self.free_bytes = room, free_bytes
+        self.core.low = room is not Room.PLENTY
 
     def compact(self, index: Index) -> None:
         """The state machine is durable up to `index`: drop the log below, here and on disk."""
@@ -345,3 +353,18 @@ class Node:
         if self.core.restore(meta.index, meta.term, membership):
             self._jobs.put_nowait(_NewBase(meta.index, meta.term))
         self._changed()
+
+
+def _without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
+    """What a replica without room takes in: word of the leader, but nothing for the disk to keep.
+
+    To the leader it is as if a network had lost the rest, and it sends that again.
+    """
+    for envelope in envelopes:
+        match envelope.message:
+            case AppendEntries(entries=entries) as append if entries:
+                yield replace(envelope, message=replace(append, entries=()))
+            case InstallSnapshot():
+                pass
+            case _:
+                yield envelope

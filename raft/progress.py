@@ -36,6 +36,7 @@ class Progress:
     recently_active: bool = True  # heard from since the last CheckQuorum
     read_seq: int = 0  # newest read round this replica has confirmed
     confirmed_at: float = 0.0  # when the newest round that it confirmed was *sent*
+    low: bool = False  # its disk has little room, it said
     snapshot_index: Index = 0
     in_flight: deque[tuple[Index, int]] = field(default_factory=deque)  # (last index, bytes)
     in_flight_bytes: int = 0

@@ -53,20 +53,22 @@ class AppendEntries(_message.Message):
     def __init__(self, prev_log_index: _Optional[int] = ..., prev_log_term: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., leader_commit: _Optional[int] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class AppendReply(_message.Message):
-    __slots__ = ("success", "match_index", "read_seq", "rejected_index", "conflict_term", "conflict_index")
+    __slots__ = ("success", "match_index", "read_seq", "rejected_index", "conflict_term", "conflict_index", "low")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     MATCH_INDEX_FIELD_NUMBER: _ClassVar[int]
     READ_SEQ_FIELD_NUMBER: _ClassVar[int]
     REJECTED_INDEX_FIELD_NUMBER: _ClassVar[int]
     CONFLICT_TERM_FIELD_NUMBER: _ClassVar[int]
     CONFLICT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
     success: bool
     match_index: int
     read_seq: int
     rejected_index: int
     conflict_term: int
     conflict_index: int
-    def __init__(self, success: bool = ..., match_index: _Optional[int] = ..., read_seq: _Optional[int] = ..., rejected_index: _Optional[int] = ..., conflict_term: _Optional[int] = ..., conflict_index: _Optional[int] = ...) -> None: ...
+    low: bool
+    def __init__(self, success: bool = ..., match_index: _Optional[int] = ..., read_seq: _Optional[int] = ..., rejected_index: _Optional[int] = ..., conflict_term: _Optional[int] = ..., conflict_index: _Optional[int] = ..., low: bool = ...) -> None: ...
 
 class InstallSnapshot(_message.Message):
     __slots__ = ("last_index", "last_term", "total", "offset", "data", "crc")

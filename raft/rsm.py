@@ -21,7 +21,7 @@ from typing import Protocol
 
 from raft.core import Raft
 from raft.doors import Directory, Transport
-from raft.errors import Lost, NotLeader, OutcomeUnknown, Stopped, StorageError
+from raft.errors import Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped, StorageError
 from raft.log import Log
 from raft.membership import Memberships
 from raft.node import Node, NodeOptions
@@ -168,6 +168,11 @@ class ReplicatedMachine:
         if self._turn is None:
             self._turn = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._turn)
+
+    def check_room(self) -> None:
+        """To be asked before what makes the state grow. Raises NoRoom."""
+        if self.core.is_leader and not self.core.has_room():
+            raise NoRoom("the disks of this group are nearly full: it takes only deletes until there is room")
 
     def check_running(self) -> None:
         """Raises Stopped."""

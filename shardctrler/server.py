@@ -15,7 +15,7 @@ from collections.abc import Callable
 from google.protobuf.message import DecodeError
 
 from raft.answers import Code, answer, refuse
-from raft.errors import Busy, Lost, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
+from raft.errors import Busy, Lost, NoRoom, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
 from raft.reconfigure import reconfigure
 from raft.rsm import ReplicatedMachine
 from shardctrler import shardctrler_pb2 as pb
@@ -37,6 +37,8 @@ def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
             return refuse(Code.NOT_LEADER, replica.leader_address)
         case Busy():
             return refuse(Code.BUSY, str(error))
+        case NoRoom():
+            return refuse(Code.NO_ROOM, str(error))
         case Lost() | OutcomeUnknown() | Transferring():
             return refuse(Code.RETRY, str(error))
         case Stopped():
@@ -171,6 +173,8 @@ class ControllerServer:
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,
                 "config_num": self.machine.config.num,
+                "room": self.replica.node.room.name,
+                "free_bytes": self.replica.node.free_bytes,
             }
         ).encode()
 

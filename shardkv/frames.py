@@ -179,6 +179,13 @@ def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:
     return header
 
 
+def only_deletes(frame: bytes) -> bool:
+    """Whether a write frame that `check_frame` has passed makes nothing grow."""
+    if frame[FRAME.size + SECTION.size] != DELETE:
+        return False  # nearly every frame is told by its first operation
+    return all(section.kinds.count(DELETE) == len(section.kinds) for section in unpack_sections(frame))
+
+
 def _check_values(kinds: bytes, lengths: array[int], limits: Limits) -> None:
     """Some value is large: only a cas, which carries two, may be so."""
     for kind, length in zip(kinds, lengths, strict=True):

@@ -23,7 +23,7 @@ from raft.rsm import ReplicatedMachine
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_to_pb
 from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
-from shardctrler.shard_map import Gid
+from shardctrler.shard_map import Gid, Group
 from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.machine import ShardMachine
@@ -37,6 +37,7 @@ NEWS_SECONDS = 10.0  # one long poll for configurations
 BACKOFF_SECONDS = (0.005, 0.5)
 CHANGES_AT_ONCE = 64
 MOST_REST_SECONDS = 0.1
+STUCK_SECONDS = 10.0  # without headway, to be worth a word
 
 Errand = tuple[str, int, int]  # kind, shard, epoch
 
@@ -57,6 +58,8 @@ class Migrator:
         self._errands: dict[Errand, asyncio.Task[None]] = {}
         self._preferred: dict[Gid, str] = {}  # who answered last for a group
         self._seen = (False, -1)
+        # By shard and epoch: since when an errand makes no headway, why, when to say so (seconds).
+        self._waiting: dict[tuple[int, int], tuple[float, str, float]] = {}
 
     def turned(self) -> None:
         """Begin and end errands as leadership and rows have it. Cheap when nothing changed."""
@@ -127,6 +130,8 @@ class Migrator:
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
             reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
             if not reply.ready:  # the giver is down, or this replica of it has not come so far
+                why = "does not answer" if body is None else "has not come so far"
+                self._waits(shard, epoch, f"{_named(row.peer)} {why}")
                 if body is not None:
                     self._try_another(row.peer.gid, row.peer.addresses)
                 backoff = await self._pause(backoff)
@@ -136,6 +141,7 @@ class Migrator:
                 backoff = await self._pause(backoff)
                 continue
             backoff = BACKOFF_SECONDS[0]
+            self._waiting.pop((shard, epoch), None)
             chunk = pb.Install(
                 shard=shard,
                 epoch=epoch,
@@ -148,6 +154,7 @@ class Migrator:
             if chunk.next == getattr(chunk, "from") and not chunk.items and not chunk.final:
                 backoff = await self._pause(backoff)  # at the journal's end, and not yet frozen
                 continue
+            self._replica.check_room()
             await self._replica.propose(commands.install(chunk))
             if chunk.next.phase != JOURNAL:
                 # The bulk takes at most half of the time: both groups serve others meanwhile.
@@ -162,10 +169,30 @@ class Migrator:
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.serves", request)
             if body is not None and pb.ServesReply.FromString(body).yes:
                 await self._replica.propose(commands.release(shard, epoch))
+                self._waiting.pop((shard, epoch), None)
             else:
+                why = "does not answer" if body is None else "does not serve it yet"
+                self._waits(shard, epoch, f"{_named(row.peer)} {why}")
                 if body is not None:  # "no", or only this replica of it lags behind
                     self._try_another(row.peer.gid, row.peer.addresses)
                 backoff = await self._pause(backoff)
+
+    # ---- what is stuck
+
+    def stuck(self, shard: int, epoch: int) -> tuple[float, str]:
+        """(seconds, why) of a hand-over that makes no headway; (0, "") of one that does."""
+        since, why, _ = self._waiting.get((shard, epoch), (0.0, "", 0.0))
+        seconds = asyncio.get_running_loop().time() - since
+        return (seconds, why) if why and seconds >= STUCK_SECONDS else (0.0, "")
+
+    def _waits(self, shard: int, epoch: int, why: str) -> None:
+        """No headway now: said aloud after a while, and again when that has doubled."""
+        now = asyncio.get_running_loop().time()
+        since, _, say_after = self._waiting.get((shard, epoch), (now, "", STUCK_SECONDS))
+        if now - since >= say_after:
+            log.warning("shard %d@%d is stuck for %.0f s: %s", shard, epoch, now - since, why)
+            say_after *= 2
+        self._waiting[shard, epoch] = (since, why, say_after)
 
     # ---- inside
 
@@ -213,6 +240,8 @@ class Migrator:
                     return
                 except (RaftError, ControllerUnavailable, BadQuery, DecodeError) as error:
                     log.debug("%s of shard %d@%d: %s", *errand, error)
+                    if errand[1]:
+                        self._waits(errand[1], errand[2], str(error))
                     await self._pause(BACKOFF_SECONDS[0] * 4)
         finally:
             if self._errands.get(errand) is asyncio.current_task():  # else a later one took its place
@@ -222,3 +251,8 @@ class Migrator:
         for task in self._errands.values():
             task.cancel()
         self._errands.clear()
+        self._waiting.clear()
+
+
+def _named(group: Group) -> str:
+    return f"group {group.gid} at {', '.join(group.addresses)}"

@@ -7,9 +7,11 @@ randomness. Everything behind them is the code that the simulator runs.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import logging
+import os
 import random
 import resource
 import signal
@@ -17,6 +19,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,7 +28,8 @@ import grpc
 import grpc.aio
 import uvloop
 
-from raft.disk import RealDirectory
+from raft import room
+from raft.disk import RealDirectory, free_bytes
 from raft.doors import Handler
 from raft.errors import StorageError, WrongDirectory
 from raft.frontdoor import FrontDoor, private_socket
@@ -105,6 +109,7 @@ class ProcessOptions:
     tls: Tls | None = None
     log_format: str = "text"
     log_level: str = "INFO"
+    reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py
     limits: Limits = field(default_factory=Limits)
     rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
 
@@ -126,6 +131,7 @@ async def serve(options: ProcessOptions) -> None:
     """Run one replica until SIGTERM or SIGINT. Raises CannotStart, StorageError, or the fault that stopped it."""
     rng = Random(random.SystemRandom().getrandbits(128))
     directory = RealDirectory(options.data)
+    watching = None
     try:
         if not options.cluster:
             options = replace(options, cluster=await _learn_cluster(directory, options, rng))
@@ -145,12 +151,16 @@ async def serve(options: ProcessOptions) -> None:
             options.rsm,
         )
         transport.on_unreachable = replica.node.unreachable
+        look = partial(asyncio.to_thread, directory.free_bytes)
+        watching = asyncio.create_task(room.watch(replica, look, options.reserve_bytes))
         metrics = Metrics()
         metrics.watch(replica)
         directory.on_append = metrics.appended
         with private_socket(guarded=options.tls is not None) as (name, path):
             await _listen(options, replica, transport, dialer, rng, metrics, name, path)
     finally:
+        if watching is not None:
+            watching.cancel()
         directory.close()
 
 
@@ -310,8 +320,19 @@ def run(options: ProcessOptions) -> int:
         return 1
     except OSError as error:
         print(f"shardkv: the disk failed, and this replica stopped: {error}", file=sys.stderr)
-        return 1
+        if error.errno != errno.ENOSPC:
+            return 1
+        _wait_for_room(options)
+        os.execv(sys.executable, sys.orig_argv)  # a fresh start, for what is in memory may be ahead of the disk
     return 0
+
+
+def _wait_for_room(options: ProcessOptions) -> None:
+    """The disk was filled up in one go, past the reserve: come back once there is some room. SIGTERM ends us."""
+    print("shardkv: waiting for room on the disk", file=sys.stderr, flush=True)
+    enough = options.reserve_bytes // room.FULL_PART
+    while free_bytes(options.data) <= enough:
+        time.sleep(room.WATCH_SECONDS)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -16,6 +16,7 @@ and sizes), then the files one after the other.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -138,7 +139,10 @@ class RocksEngine:
             else:
                 put(key, value)
         put(APPLIED_KEY, APPLIED.pack(applied.index, applied.term))
-        self._db.write(batch, self._writing)
+        try:
+            self._db.write(batch, self._writing)
+        except Exception as error:  # rocksdict raises plain Exception
+            raise _disk_error(error) from None
         self._applied = applied
 
     def reclaim(self, start: bytes, end: bytes) -> None:
@@ -156,7 +160,10 @@ class RocksEngine:
 
         def flush() -> None:
             with self._open:
-                self._db.flush()
+                try:
+                    self._db.flush()
+                except Exception as error:
+                    raise _disk_error(error) from None
 
         await asyncio.get_running_loop().run_in_executor(self._background, flush)
         self._durable = max(self._durable, applied)
@@ -168,7 +175,11 @@ class RocksEngine:
 
     def close(self) -> None:
         self._background.shutdown(wait=True)
-        self._db.close()
+        try:
+            self._db.close()  # it writes its tables first
+        except Exception as error:
+            # A disk that is full or broken. Nothing is lost: the raft log has what is not in tables.
+            log.error("the database was not closed in order: %s", error)
 
     # ---- snapshots
 
@@ -337,6 +348,12 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _disk_error(error: Exception) -> OSError:
+    """What RocksDB could not write, as the operating system would have said it."""
+    full = "No space left on device" in str(error)
+    return OSError(errno.ENOSPC if full else errno.EIO, f"RocksDB: {error}")
 
 
 def _log_failure(future: Any) -> None:

@@ -26,6 +26,7 @@ from shardkv.frames import Limits, MalformedFrame
 from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
+from shardkv.ownership import Row
 from shardkv.reading import read_frame
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class GroupServer:
         header = frames.check_frame(frame, frames.WRITE, self._limits)
         if header.issued_ms > self._clock_ms() + MAX_CLOCK_AHEAD_MS:
             raise MalformedFrame("a frame from the future: the client's clock is wrong")
+        if not frames.only_deletes(frame):
+            self.replica.check_room()
         return await self.replica.propose(commands.frame(frame, self._limits.value_bytes))
 
     async def read(self, frame: bytes) -> bytes:
@@ -147,6 +150,11 @@ class GroupServer:
         self.replica.node.transfer(to)
         return answer(b"")
 
+    def _row_status(self, row: Row) -> dict[str, object]:
+        said: dict[str, object] = {"state": row.state.name, "epoch": row.epoch, "waiting": len(row.queue)}
+        seconds, why = self.migrator.stuck(row.shard, row.epoch)
+        return {**said, "stuck_seconds": seconds, "why": why} if why else said
+
     def status(self) -> dict[str, object]:
         """What one replica knows of itself, for `admin status` and for tests."""
         core, machine = self.replica.core, self.machine
@@ -162,12 +170,11 @@ class GroupServer:
             "log_bytes": core.log.size_bytes,
             "config_num": machine.ownership.config_num,
             "operations": machine.operations,
+            "room": self.replica.node.room.name,
+            "read_only": self.replica.is_leader and not core.has_room(),
+            "free_bytes": self.replica.node.free_bytes,
             "shards": {
-                str(row.shard): {
-                    "state": row.state.name,
-                    "epoch": row.epoch,
-                    "waiting": len(row.queue),
-                }
+                str(row.shard): self._row_status(row)
                 for row in machine.ownership.rows.values()
                 if row.state.name != "ABSENT" or row.queue
             },

@@ -33,7 +33,7 @@ from shardkv.cli.common import (
     text,
     timeout_option,
 )
-from shardkv.cli.overview import Overview, look, wait_settled
+from shardkv.cli.overview import Overview, look, problems, role_of, wait_settled
 from shardkv.process import split_addresses
 
 T = TypeVar("T")
@@ -250,6 +250,7 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
                 "serving": serving,
                 "controllers": overview.controllers,
                 "groups": {str(gid): replicas for gid, replicas in sorted(overview.groups.items())},
+                "problems": problems(overview),
             }
         )
         return
@@ -261,12 +262,14 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
         for address, said in replicas.items():
             rows.append((f"group {gid}", address, *_process(said), _shards(said)))
     print_table(("process", "address", "role", "term", "applied", "shards"), rows)
+    for problem in problems(overview):
+        click.echo(f"! {problem}")
 
 
 def _process(said: dict[str, Any] | None) -> tuple[object, ...]:
     if said is None:
         return "no answer", "-", "-"
-    return said["role"], said["term"], said["applied_index"]
+    return role_of(said), said["term"], said["applied_index"]
 
 
 def _shards(said: dict[str, Any] | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config, Gid
 
 STATUS_SECONDS = 1.0
+LAGGING_ENTRIES = 10_000  # a replica so far behind is named
 
 
 @dataclass
@@ -39,6 +40,49 @@ class Overview:
             if leader and row and row["state"] == "SERVING" and row["epoch"] == shard.epoch:
                 serving += leader["config_num"] >= self.config.num and not row["waiting"]
         return serving, len(self.config.by_id)
+
+
+def role_of(said: Mapping[str, Any] | None) -> str:
+    """What a replica is, for people, with what is wrong with it."""
+    if said is None:
+        return "no answer"
+    if said.get("read_only"):
+        return f"{said['role']}, READ-ONLY"
+    room = said.get("room", "PLENTY")
+    return str(said["role"]) if room == "PLENTY" else f"{said['role']}, disk {room.lower()}"
+
+
+def problems(overview: Overview) -> list[str]:
+    """What an operator should look at, a line each; empty if all is well."""
+    found = []
+    for name, replicas in [
+        ("the controller", overview.controllers),
+        *((f"group {gid}", group) for gid, group in sorted(overview.groups.items())),
+    ]:
+        said = {address: status for address, status in replicas.items() if status}
+        if not any(status["role"] == "leader" for status in said.values()):
+            found.append(f"{name} has no leader that answers")
+        if any(status.get("read_only") for status in said.values()):
+            found.append(f"{name} is READ-ONLY but for deletes: a quorum's disks are nearly full")
+        newest = max((status["commit_index"] for status in said.values()), default=0)
+        for address in replicas:
+            if address not in said:
+                found.append(f"{name}: {address} does not answer")
+                continue
+            status = said[address]
+            if status.get("room", "PLENTY") != "PLENTY":
+                megabytes = status.get("free_bytes", 0) / 1e6
+                found.append(f"{name}: {address} has {megabytes:,.0f} MB left on its disk ({status['room']})")
+            if newest - status["applied_index"] > LAGGING_ENTRIES:
+                found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
+    for gid in sorted(overview.groups):
+        for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items():
+            if row.get("stuck_seconds"):
+                found.append(
+                    f"shard {shard} is stuck at group {gid} ({row['state'].lower()}) "
+                    f"for {row['stuck_seconds']:.0f} s: {row['why']}"
+                )
+    return found
 
 
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:

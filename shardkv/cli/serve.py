@@ -64,6 +64,13 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--listen", callback=_address, default="", help="host:port to bind, if not that in --peers."
         ),
         click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
+        click.option(
+            "--reserve-mb",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="With less free on the disk, the group takes only deletes until there is more.",
+        ),
         click.option("--metrics", callback=_address, default="", help="host:port to answer Prometheus at."),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
         click.option(
@@ -114,9 +121,9 @@ def _run(options: ProcessOptions) -> None:
 @_replica_options
 @click.option("--cluster", default="shardkv", show_default=True, help="The cluster's id.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
-def controller(shards: int, **options: Any) -> None:
+def controller(shards: int, reserve_mb: int, **options: Any) -> None:
     """Run a replica of the shard controller."""
-    _run(ProcessOptions(**options, initial_shards=shards))
+    _run(ProcessOptions(**options, reserve_bytes=reserve_mb << 20, initial_shards=shards))
 
 
 @serve.command()
@@ -128,7 +135,8 @@ def controller(shards: int, **options: Any) -> None:
 )
 @click.option("--max-key-bytes", type=click.IntRange(1, 65535), default=4096, show_default=True)
 @click.option("--max-value-bytes", type=click.IntRange(1, 16 << 20), default=1 << 20, show_default=True)
-def group(max_key_bytes: int, max_value_bytes: int, **options: Any) -> None:
+def group(max_key_bytes: int, max_value_bytes: int, reserve_mb: int, **options: Any) -> None:
     """Run a replica of a group. `admin join` lets the group in."""
     frame_bytes = max(Limits().frame_bytes, 4 * max_value_bytes)
-    _run(ProcessOptions(**options, limits=Limits(max_key_bytes, max_value_bytes, frame_bytes)))
+    limits = Limits(max_key_bytes, max_value_bytes, frame_bytes)
+    _run(ProcessOptions(**options, reserve_bytes=reserve_mb << 20, limits=limits))

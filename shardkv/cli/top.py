@@ -16,7 +16,7 @@ from rich.text import Text
 from shardctrler.query import ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import console, controllers_option, handled, timeout_option
-from shardkv.cli.overview import Overview
+from shardkv.cli.overview import Overview, problems, role_of
 
 MEGABYTE = 1 << 20
 PLAIN_COLUMNS = 160  # of a file or a pipe, which have no width
@@ -54,7 +54,8 @@ class Screen:
             for address, said in replicas.items():
                 table.add_row(f"group {gid}", address, *self._row(address, said, replicas, now))
         moves = self._moves(overview, now)
-        return Group(Text(title), table, *(Text(line) for line in moves))
+        bad = [Text(f"! {problem}", style="bold red") for problem in problems(overview)]
+        return Group(Text(title), table, *(Text(line) for line in moves), *bad)
 
     def _row(self, address: str, said: Said, replicas: dict[str, Said], now: float) -> list[str]:
         if said is None:
@@ -62,7 +63,7 @@ class Screen:
             return ["no answer", *["-"] * 5, ""]
         newest = max(other["commit_index"] for other in replicas.values() if other)
         return [
-            said["role"],
+            role_of(said),
             str(said["term"]),
             str(said["applied_index"]),
             str(newest - said["applied_index"]),

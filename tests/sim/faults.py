@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from random import Random
 from typing import Any
 
 from raft.errors import RaftError
+from raft.room import Room
 from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
 from tests.sim.network import Weather
 from tests.sim.world import Process, World
@@ -44,6 +46,7 @@ class Faults:
             self._slow_disk: 1.0,
             self._failing_disk: 1.5,
             self._full_disk: 1.0,
+            self._little_room: 1.5,
             self._transfer: 2.0,
             self._lose_disk: 1.5,
         }
@@ -205,6 +208,13 @@ class Faults:
         faults = self._leader_or_any().disk.faults
         faults.full = True
         self._for_a_while(1.5, lambda: setattr(faults, "full", False))
+
+    def _little_room(self) -> None:
+        """One or more replicas of a group have little room, or none, and later have it again."""
+        members = self.world.of(self._any().gid)
+        for process in self.rng.sample(members, self.rng.randrange(1, len(members) + 1)):
+            self.world.set_room(process, self.rng.choice([Room.LOW, Room.FULL]))
+            self._for_a_while(4.0, partial(self.world.set_room, process, Room.PLENTY))
 
     def _lose_disk(self) -> None:
         """For good. Another replica takes its place by a change of membership; one at a time in a group."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from client import AsyncShardClerk
-from client.errors import DeadlineExceeded, OutcomeUnknown, Unavailable
+from client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, Unavailable
 from tests.check.linearizability import Operation, check
 from tests.sim.loop import Host, world_time
 
@@ -92,7 +92,7 @@ class Workload:
             self.unknown += 1
             self.history.append(Operation(kind, key, argument, None, called))
             return
-        except (DeadlineExceeded, Unavailable):
+        except (DeadlineExceeded, Unavailable, OutOfSpace):
             return  # surely not done
         self._note(kind, key, argument, result, called)
 

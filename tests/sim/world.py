@@ -22,6 +22,7 @@ from raft.doors import Unreachable
 from raft.node import NodeOptions
 from raft.quorum import Membership
 from raft.ready import Options
+from raft.room import Room, watch
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
 from raft.snapshot import StreamOptions
 from shardctrler import shardctrler_pb2 as pb
@@ -45,6 +46,7 @@ from tests.sim.network import SimDialer, SimNetwork, SimTransport, Weather
 CONTROLLER = 0
 CLUSTER = "sim"
 START_MS = 1_700_000_000_000
+FREE_BYTES = {Room.PLENTY: 10_000, Room.LOW: 999, Room.FULL: 0}  # of the disk of a replica
 RESTART_SECONDS = (0.05, 1.5)  # until a supervisor starts a process again that died by itself
 
 
@@ -61,6 +63,7 @@ class Process:
     host: Host | None = None  # this run of it
     transport: SimTransport = field(init=False)
     joining: bool = False  # it takes the place of one whose disk is gone, and knows nobody yet
+    room: Room = Room.PLENTY  # on its disk
     skew_ms: int = 0  # how wrong its wall clock is
     rate: float = 1.0  # how fast its clocks run
 
@@ -216,12 +219,22 @@ class World:
         )
         replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica))
         replica.node.on_fault = lambda error: self._faulted(process, host, error)
+
+        async def free_bytes() -> int:
+            return FREE_BYTES[process.room]
+
+        asyncio.get_running_loop().create_task(watch(replica, free_bytes, FREE_BYTES[Room.LOW] + 1))
         if process.gid == CONTROLLER:
             return ControllerServer(replica, CLUSTER, self.settings.shards, clock_ms)
         dialer = SimDialer(self.network, process.address, host)
         client = ControllerClient(self.controllers, dialer, rng)
         pace = self.settings.pace
         return GroupServer(replica, client, dialer, rng, Limits(), clock_ms, pace)
+
+    def set_room(self, process: Process, room: Room) -> None:
+        """So much room its disk has from now on; its watch will see it."""
+        self.note(f"{process.address}: room {room.name}")
+        process.room = room
 
     def _faulted(self, process: Process, host: Host, error: BaseException) -> None:
         """A replica stopped by itself: of its disk, as it must, or of a bug."""

@@ -1,0 +1,81 @@
+"""Room on the disk: a group takes no more in before its disks are full, and goes on when there is room again.
+
+    PLENTY   as usual
+    LOW      less than the reserve is free: this replica asks not to lead, and says so to its leader;
+             where a quorum is LOW the leader refuses what makes the state grow (`NoRoom`)
+    FULL     less than a quarter of it: entries of the leader are not taken any more, as if lost
+
+What a group needs to keep itself going (elections, changes of its members, handing shards
+over, deletes) fits into the reserve. A disk that somebody else fills in one go still fails
+an append: that stops the replica, as any failed append does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from raft.errors import RaftError
+from raft.roles import Leader
+from raft.types import NOBODY
+
+if TYPE_CHECKING:
+    from raft.rsm import ReplicatedMachine
+
+log = logging.getLogger(__name__)
+
+WATCH_SECONDS = 0.5
+FULL_PART = 4  # FULL at this part of the reserve
+
+
+class Room(IntEnum):
+    PLENTY = 0
+    LOW = 1
+    FULL = 2
+
+
+def judge(free_bytes: int, reserve_bytes: int, before: Room) -> Room:
+    """LOW and FULL end a tenth above where they begin, so that a replica does not flap."""
+
+    def below(bound: int, was: bool) -> bool:
+        return free_bytes < (bound + bound // 10 if was else bound)
+
+    if below(reserve_bytes // FULL_PART, before is Room.FULL):
+        return Room.FULL
+    return Room.LOW if below(reserve_bytes, before is not Room.PLENTY) else Room.PLENTY
+
+
+async def watch(
+    replica: ReplicatedMachine, free_bytes: Callable[[], Awaitable[int]], reserve_bytes: int
+) -> None:
+    """Tell the replica, for as long as it runs, what room its disk has."""
+    while not replica.node.stopped:
+        try:
+            free = await free_bytes()
+        except OSError as error:
+            log.warning("the disk does not tell how much room it has: %s", error)
+        else:
+            _note(replica, free, judge(free, reserve_bytes, replica.node.room))
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
+    """This is the room that there is now. A leader without lets another lead that has some."""
+    node = replica.node
+    if room is not node.room:
+        level = logging.WARNING if room > node.room else logging.INFO
+        log.log(level, "replica %d: room on the disk is %s, %d bytes", replica.core.id, room.name, free_bytes)
+    node.note_room(room, free_bytes)
+    role = replica.core.role
+    if room is Room.PLENTY or not isinstance(role, Leader) or role.transfer_to != NOBODY:
+        return
+    voters = replica.core.membership.voters
+    roomy = [peer for peer, p in role.progress.items() if peer in voters and not p.low and p.recently_active]
+    if roomy:
+        try:
+            node.transfer(max(roomy, key=lambda peer: role.progress[peer].match_index))
+        except RaftError as error:
+            log.info("leadership stays: %s", error)  # until the next look
