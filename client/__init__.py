@@ -10,11 +10,14 @@ from client.errors import (
     ForkedClerk,
     KeyTooLarge,
     OutcomeUnknown,
+    OutOfSpace,
+    PermissionDenied,
     SessionExpired,
     ShardKVError,
     Unavailable,
     ValueTooLarge,
 )
+from raft.gate import Login
 from raft.tls import BadCertificate, Tls
 
 __all__ = [
@@ -26,7 +29,10 @@ __all__ = [
     "DeadlineExceeded",
     "ForkedClerk",
     "KeyTooLarge",
+    "Login",
+    "OutOfSpace",
     "OutcomeUnknown",
+    "PermissionDenied",
     "SessionExpired",
     "ShardClerk",
     "ShardKVError",

@@ -28,6 +28,7 @@ from client.clerk import LIMITS, SCAN_PAGE, Consistency, Key, check_key, check_v
 from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import ClerkClosed
 from client.operations import Operation
+from raft.gate import Login
 from raft.rpc import TcpDialer
 from raft.tls import Tls
 from shardkv import frames
@@ -96,6 +97,7 @@ class ShardClerk:
         *,
         limits: Limits = LIMITS,
         tls: Tls | None = None,
+        login: Login | None = None,
     ) -> None:
         if not controllers or isinstance(controllers, str):
             raise ValueError("controllers is a list of host:port")
@@ -106,11 +108,13 @@ class ShardClerk:
         self._closed = False
         self._loop = background_loop()
         self._core: ClerkCore = asyncio.run_coroutine_threadsafe(
-            self._open(controllers, tls), self._loop
+            self._open(controllers, tls, login), self._loop
         ).result()
 
-    async def _open(self, controllers: Sequence[str], tls: Tls | None) -> ClerkCore:
-        return ClerkCore(controllers, TcpDialer(tls=tls), Random(random.SystemRandom().getrandbits(128)))
+    async def _open(self, controllers: Sequence[str], tls: Tls | None, login: Login | None) -> ClerkCore:
+        return ClerkCore(
+            controllers, TcpDialer(tls=tls, login=login), Random(random.SystemRandom().getrandbits(128))
+        )
 
     def __enter__(self) -> ShardClerk:
         return self

@@ -20,6 +20,7 @@ from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import KeyTooLarge, ValueTooLarge
 from client.operations import Operation
 from raft.doors import Dialer
+from raft.gate import Login
 from raft.rpc import TcpDialer
 from raft.tls import Tls
 from shardkv import frames
@@ -74,6 +75,7 @@ class AsyncShardClerk:
         *,
         limits: Limits = LIMITS,
         tls: Tls | None = None,
+        login: Login | None = None,
         dialer: Dialer | None = None,
         rng: Random | None = None,
     ) -> None:
@@ -83,7 +85,9 @@ class AsyncShardClerk:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._core = ClerkCore(
-            controllers, dialer or TcpDialer(tls=tls), rng or Random(random.SystemRandom().getrandbits(128))
+            controllers,
+            dialer or TcpDialer(tls=tls, login=login),
+            rng or Random(random.SystemRandom().getrandbits(128)),
         )
 
     async def __aenter__(self) -> AsyncShardClerk:

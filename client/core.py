@@ -18,6 +18,7 @@ from client.errors import (
     DeadlineExceeded,
     ForkedClerk,
     OutcomeUnknown,
+    PermissionDenied,
     ShardKVError,
     Unavailable,
 )
@@ -25,7 +26,7 @@ from client.lane import Lane
 from client.operations import Numbering, Operation
 from client.routing import Router
 from raft.doors import Dialer
-from shardctrler.query import ControllerClient, ControllerUnavailable
+from shardctrler.query import AccessDenied, ControllerClient, ControllerUnavailable
 from shardctrler.shard_map import NO_GROUP, Gid, ShardId
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, PUT
@@ -222,6 +223,12 @@ class ClerkCore:
                 break
             except ControllerUnavailable as error:
                 self._router.error = error
+            except AccessDenied as error:
+                # Who asks again may be known by then: the next call begins anew.
+                for operation in list(self._outstanding):
+                    self.failed(operation, PermissionDenied(str(error)))
+                self._loading = None
+                return
         self.clock_heard(self._controller.clock_ms)
         if hasattr(self._dialer, "cluster"):
             self._dialer.cluster = self._controller.cluster

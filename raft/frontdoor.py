@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from raft.doors import Handler
+from raft.gate import Gate
 from raft.rpc import MAGIC, Post, ServerStream
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,11 @@ class _Guest(asyncio.Protocol):
 class FrontDoor:
     """Listens on one address for streams and for gRPC."""
 
-    def __init__(self, cluster: str, handler: Handler, on_post: Post, grpc_socket: str) -> None:
+    def __init__(
+        self, cluster: str, handler: Handler, on_post: Post, grpc_socket: str, gate: Gate | None = None
+    ) -> None:
         self._grpc_socket = grpc_socket
-        self.new_stream: Callable[[], ServerStream] = lambda: ServerStream(cluster, handler, on_post)
+        self.new_stream: Callable[[], ServerStream] = lambda: ServerStream(cluster, handler, on_post, gate)
         self.guests: set[Any] = set()  # transports, to be ended with us
         self.piping: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

@@ -124,9 +124,9 @@ class Node:
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._fail(task.exception())
+            self.fail(task.exception())
 
-    def _fail(self, error: BaseException | None) -> None:
+    def fail(self, error: BaseException | None) -> None:
         """Our disk or our state machine failed: promise nothing more, answer nothing more."""
         if self.fault is not None or self.stopped:
             return
@@ -208,7 +208,7 @@ class Node:
             self._serve_deferred()
             self._carry_out(self.core.ready(self._loop.time()))
         except BaseException as error:  # "any exception out of apply stops the replica"
-            self._fail(error)
+            self.fail(error)
             return
         if self.core.has_more_to_apply():
             self._changed()
@@ -240,7 +240,7 @@ class Node:
         try:
             self._serve_deferred()
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
 
     def _serve_deferred(self) -> None:
         while self._deferred:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import cast
 
 from raft.doors import Handler, Unreachable
+from raft.gate import LOGIN, Caller, Gate, Login, OpenGate
 from raft.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -140,9 +141,11 @@ class Stream(asyncio.Protocol):
 class _ClientStream(Stream):
     """A connection's stream: hello first, answers after."""
 
-    def __init__(self, connection: Connection, hello: bytes) -> None:
+    def __init__(self, connection: Connection, hello: bytes, login: bytes) -> None:
         super().__init__()
         self._connection, self._hello = connection, hello
+        if login:
+            self.put(CALL, 0, LOGIN, login)  # before any other call; its answer says nothing
         self._welcomed = False
         self._why = "the connection broke"
 
@@ -184,8 +187,9 @@ class Connection:
         cluster: Callable[[], str],
         on_break: Callable[[], None],
         tls: ssl.SSLContext | None = None,
+        login: bytes = b"",
     ) -> None:
-        self.address, self._tls = address, tls
+        self.address, self._tls, self._login = address, tls, login
         self._cluster, self._on_break = cluster, on_break
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
@@ -234,7 +238,7 @@ class Connection:
         """The stream, perhaps still connecting; None while the peer is known to be away."""
         if self._stream is None and not self._closed and self._loop.time() >= self._refused_until:
             hello = pack_hello(PROTOCOL_VERSION, self._cluster())
-            self._stream = _ClientStream(self, hello)
+            self._stream = _ClientStream(self, hello, self._login)
             self._connecting = self._loop.create_task(self._connect(self._stream))
         return self._stream
 
@@ -273,8 +277,9 @@ class Connection:
 class TcpDialer:
     """Real calls behind the `Dialer` door: one `Connection` for each address."""
 
-    def __init__(self, cluster: str = "", tls: Tls | None = None) -> None:
+    def __init__(self, cluster: str = "", tls: Tls | None = None, login: Login | None = None) -> None:
         """Raises BadCertificate."""
+        self._login = login.encode() if login is not None else b""
         self._tls = tls.client() if tls is not None else None
         self.cluster = cluster  # may be learnt after the first call; empty is accepted by every server
         self._connections: dict[str, Connection] = {}
@@ -282,7 +287,7 @@ class TcpDialer:
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
         connection = self._connections.get(address)
         if connection is None:
-            connection = Connection(address, lambda: self.cluster, lambda: None, self._tls)
+            connection = Connection(address, lambda: self.cluster, lambda: None, self._tls, self._login)
             self._connections[address] = connection
         return await connection.call(method, payload, timeout)
 
@@ -298,9 +303,11 @@ Post = Callable[[str, bytes], None]
 class ServerStream(Stream):
     """The server's side of one stream: gives each call to `handler`, each post to `on_post`."""
 
-    def __init__(self, cluster: str, handler: Handler, on_post: Post) -> None:
+    def __init__(self, cluster: str, handler: Handler, on_post: Post, gate: Gate | None = None) -> None:
         super().__init__()
         self._cluster, self._handler, self._on_post = cluster, handler, on_post
+        self._gate: Gate = gate or OpenGate()
+        self._caller = Caller()
         self._welcomed = False
         self._calls: set[asyncio.Task[None]] = set()
         self._peer = "?"
@@ -308,6 +315,7 @@ class ServerStream(Stream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._peer = str(transport.get_extra_info("peername"))
+        self._caller = Caller.of(self._peer, transport.get_extra_info("peercert"))
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed(data)
@@ -315,10 +323,18 @@ class ServerStream(Stream):
             if not self._welcomed and not self._welcome():
                 return
             for kind, number, method, payload in self._parser.records():
-                if kind == POST:
-                    self._on_post(method, payload)
+                if method == LOGIN:
+                    self._caller = self._caller.logged_in(payload)
+                    self._reply(number, b"\0")
+                elif kind == POST:
+                    if self._gate.refusal(self._caller, method, payload) is None:
+                        self._on_post(method, payload)
                 elif kind == CALL:
-                    self._begin(number, method, payload)
+                    refusal = self._gate.refusal(self._caller, method, payload)
+                    if refusal is None:
+                        self._begin(number, method, payload)
+                    else:
+                        self._reply(number, refusal)
         except MalformedStream as error:
             log.warning("closed a stream from %s: %s", self._peer, error)
             self.abort()
@@ -361,6 +377,9 @@ class ServerStream(Stream):
         except Exception:  # a handler answers bad input itself: this is our bug; the caller times out
             log.exception("%s failed", method)
             return
+        self._reply(number, answer)
+
+    def _reply(self, number: int, answer: bytes) -> None:
         self.put(ANSWER, number, "", answer)
         if self.queued_bytes > MAX_QUEUED_BYTES:
             log.warning("closed a stream from %s: it does not read its answers", self._peer)

@@ -291,7 +291,7 @@ class ReplicatedMachine:
     def _flushed(self, task: asyncio.Task[None]) -> None:
         self._flushing = None
         if not task.cancelled() and task.exception() is not None:
-            self.node._fail(task.exception())  # the state machine's disk failed
+            self.node.fail(task.exception())  # the state machine's disk failed
 
 
 def membership_of(machine: StateMachine, bootstrap: Membership) -> Membership:

@@ -35,6 +35,15 @@ class Tls:
         """Raises BadCertificate."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
+    def organization(self) -> str:
+        """Of our own certificate's subject. Raises BadCertificate."""
+        try:
+            # The standard library reads certificates of peers only, but for this.
+            subject = ssl._ssl._test_decode_cert(str(self.cert))["subject"]  # type: ignore[attr-defined]
+        except (OSError, ssl.SSLError, KeyError) as error:
+            raise BadCertificate(f"certificate {self.cert}: {error}") from None
+        return next((value for group in subject for kind, value in group if kind == "organizationName"), "")
+
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from raft.codec import MalformedMail, decode_mail, encode_mail
+from raft.gate import Login
 from raft.messages import Envelope
 from raft.rpc import Connection
 from raft.tls import Tls
@@ -22,10 +23,17 @@ class TcpTransport:
     """The transport door of one replica. Envelopes of one turn leave as one piece of mail a peer."""
 
     def __init__(
-        self, cluster: str, group: int, address: str, peers: Mapping[NodeId, str], tls: Tls | None = None
+        self,
+        cluster: str,
+        group: int,
+        address: str,
+        peers: Mapping[NodeId, str],
+        tls: Tls | None = None,
+        login: Login | None = None,
     ) -> None:
         """Raises BadCertificate."""
         self._tls = tls.client() if tls is not None else None
+        self._login = login.encode() if login is not None else b""
         self._cluster, self._group, self._address = cluster, group, address
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
         self._connections: dict[NodeId, Connection] = {}
@@ -45,6 +53,7 @@ class TcpTransport:
                     lambda: self._cluster,
                     lambda node=node: self.on_unreachable(node),  # type: ignore[misc]
                     self._tls,
+                    self._login,
                 )
 
     def _forget(self, node: NodeId) -> None:

@@ -15,6 +15,7 @@ from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
 from raft.types import Entry, Kind, SnapshotMeta
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
+from shardctrler.accounts import Accounts
 from shardctrler.codec import (
     change_from_pb,
     change_to_pb,
@@ -37,6 +38,7 @@ class ControllerMachine(InMemoryMachine):
         self.clock_ms = 0
         self.membership = b""
         self.config = Config()
+        self.accounts = Accounts()
         self._changes: list[bytes] = []  # each as it is stored and sent; the n-th makes configuration n
         self._next_shard = 2
         self._sessions: dict[bytes, SessionRecord] = {}
@@ -100,14 +102,29 @@ class ControllerMachine(InMemoryMachine):
 
     def _carry_out(self, request: pb.AdminRequest) -> bytes:
         try:
-            change = self._plan(request)
+            accounts = self._plan_accounts(request)
+            change = self._plan(request) if accounts is None else None
         except Refused as refused:
             return pb.AdminReply(
                 refusal=refused.kind, message=str(refused), num=self.config.num
             ).SerializeToString()
+        if accounts is not None:
+            self.accounts = accounts
         if change is not None:
             self._extend(self._with_addresses(change))
         return pb.AdminReply(num=self.config.num).SerializeToString()
+
+    def _plan_accounts(self, request: pb.AdminRequest) -> Accounts | None:
+        """What becomes of the users; None for requests that are not about them."""
+        match request.WhichOneof("op"):
+            case "set_user":
+                return self.accounts.with_user(request.set_user)
+            case "remove_user":
+                return self.accounts.without_user(request.remove_user.name)
+            case "access_control":
+                return self.accounts.switched(request.access_control.enabled)
+            case _:
+                return None
 
     def _plan(self, request: pb.AdminRequest) -> Change | None:
         config = self.config
@@ -163,6 +180,7 @@ class ControllerMachine(InMemoryMachine):
             membership=self.membership,
             config=config_to_pb(self.config),
             known=known,
+            accounts=self.accounts.encode(),
         )
         for session in sorted(self._sessions):
             state.sessions.add(session=session, record=self._sessions[session].encode())
@@ -178,6 +196,7 @@ class ControllerMachine(InMemoryMachine):
         assert self.config.num == len(self._changes), "a map that its history does not make"
         self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
         self.membership = state.membership
+        self.accounts = Accounts.decode(state.accounts)
         self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}
 
 

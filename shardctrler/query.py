@@ -8,14 +8,17 @@ time is up; admin requests carry an identity, so that trying again is safe.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from google.protobuf.message import Message
 
 from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
 from shardctrler import shardctrler_pb2 as pb
+from shardctrler.accounts import Accounts
 from shardctrler.codec import change_from_pb, config_from_pb
 from shardctrler.shard_map import Change, Config
 
@@ -29,6 +32,10 @@ class ControllerUnavailable(Exception):
 
 class BadQuery(Exception):
     """The controller refused the call itself."""
+
+
+class AccessDenied(Exception):
+    """The controller does not know us, or our role does not allow it. Nothing was done."""
 
 
 class AdminRefused(Exception):
@@ -93,6 +100,20 @@ class ControllerClient:
                 self._preferred = self._rng.choice(self._addresses)
         return [change_from_pb(change) for change in reply.changes]
 
+    async def accounts(self, since: int, wait: float, timeout: float) -> Accounts:
+        """The users, once they are newer than version `since`; waits so long for that. For servers.
+
+        Raises AccessDenied, BadQuery, ControllerUnavailable.
+        """
+        request = pb.AccountsRequest(since=since, wait_ms=int(wait * 1000))
+        body = await self._call("ctl.accounts", request, timeout + wait, attempt=ATTEMPT_SECONDS + wait)
+        return Accounts.decode(body)
+
+    async def users(self, timeout: float) -> dict[str, Any]:
+        """Who there is, without secrets. Raises AccessDenied, ControllerUnavailable."""
+        found: dict[str, Any] = json.loads(await self._call("ctl.users", pb.AccountsRequest(), timeout))
+        return found
+
     async def _call(
         self,
         method: str,
@@ -120,6 +141,8 @@ class ControllerClient:
                         return body
                     case Code.BAD_REQUEST:
                         raise BadQuery(body.decode(errors="replace"))
+                    case Code.DENIED:
+                        raise AccessDenied(body.decode(errors="replace"))
                     case Code.NOT_LEADER if body.decode(errors="replace") in self._addresses:
                         tried[address] = "not the leader"
                         self._preferred = body.decode()

@@ -80,7 +80,8 @@ class ControllerServer:
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
         self._waiting = 0
-        self._known = (self.machine.config.num, self.machine.membership)
+        self._known = self._noticed()
+        self.about: dict[str, object] = {}  # of this process, for its status
         self._initializing: asyncio.Task[None] | None = None
         replica.on_turn.append(self._turned)
 
@@ -99,6 +100,11 @@ class ControllerServer:
                     return await self._changes(pb.ChangesRequest.FromString(payload))
                 case "raft.members":
                     return await change_members(self.replica, payload)
+                case "ctl.accounts":
+                    return await self._accounts(pb.AccountsRequest.FromString(payload))
+                case "ctl.users":
+                    await self.replica.read_barrier()
+                    return answer(json.dumps(self._users()).encode())
                 case "ctl.status":
                     return answer(self._status())
                 case _:
@@ -128,22 +134,12 @@ class ControllerServer:
         return answer(config.SerializeToString())
 
     async def _changes(self, request: pb.ChangesRequest) -> bytes:
-        if self.machine.config.num <= request.since and request.wait_ms:
-            if self._waiting >= MAX_WAITING:
-                return refuse(Code.BUSY, f"{self._waiting} clients wait for news")
-            self._waiting += 1
-            try:
-                async with asyncio.timeout(min(request.wait_ms, MAX_WAIT_MS) / 1000):
-                    addresses = self._addresses()
-                    # Who waits is also told when we move: before those that it knows are gone.
-                    while self.machine.config.num <= request.since and self._addresses() == addresses:
-                        await self._news.wait()
-            except TimeoutError:
-                pass  # no news is an answer
-            finally:
-                self._waiting -= 1
-        if self.replica.node.stopped:
-            raise Stopped("this replica has stopped")
+        addresses = self._addresses()
+        # Who waits is also told when we move: before those that it knows are gone.
+        await self._wait_while(
+            lambda: self.machine.config.num <= request.since and self._addresses() == addresses,
+            request.wait_ms,
+        )
         reply = pb.ChangesReply(
             num=self.machine.config.num,
             # A clerk's first idea of the time: not that of the last change, which may be days old.
@@ -154,6 +150,31 @@ class ControllerServer:
         limit = min(request.limit or MAX_CHANGES, MAX_CHANGES)
         reply.changes.extend(self.machine.changes_since(request.since, limit))
         return answer(reply.SerializeToString())
+
+    async def _accounts(self, request: pb.AccountsRequest) -> bytes:
+        """The users as they are known here; a group that has older ones is told at once, or when they change."""
+        await self._wait_while(lambda: self.machine.accounts.version <= request.since, request.wait_ms)
+        return answer(self.machine.accounts.encode())
+
+    def _users(self) -> dict[str, object]:
+        accounts = self.machine.accounts
+        return {"enabled": accounts.enabled, "version": accounts.version, "users": accounts.listed()}
+
+    async def _wait_while(self, old: Callable[[], bool], wait_ms: int) -> None:
+        """Return when `old` is no longer so, or the time is up: no news is an answer. Raises Busy, Stopped."""
+        if wait_ms and old():
+            if self._waiting >= MAX_WAITING:
+                raise Busy(f"{self._waiting} clients wait for news")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(min(wait_ms, MAX_WAIT_MS) / 1000):
+                    while old():
+                        await self._news.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._waiting -= 1
+        self.replica.check_running()
 
     def _addresses(self) -> list[str]:
         """Where our replicas are, once that is not any more what clients were started with."""
@@ -172,14 +193,19 @@ class ControllerServer:
                 "members": self.replica.members,
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,
+                **self.about,
                 "config_num": self.machine.config.num,
                 "room": self.replica.node.room.name,
                 "free_bytes": self.replica.node.free_bytes,
             }
         ).encode()
 
+    def _noticed(self) -> tuple[int, bytes, int]:
+        """What somebody may wait for to change."""
+        return self.machine.config.num, self.machine.membership, self.machine.accounts.version
+
     def _turned(self) -> None:
-        known = (self.machine.config.num, self.machine.membership)
+        known = self._noticed()
         if known != self._known or self.replica.node.stopped:
             self._known = known
             self._news.set()

@@ -142,8 +142,66 @@ class Initialize(_message.Message):
     shards: int
     def __init__(self, shards: _Optional[int] = ...) -> None: ...
 
+class User(_message.Message):
+    __slots__ = ("name", "role", "prefixes", "token_hash")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_HASH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    role: str
+    prefixes: _containers.RepeatedScalarFieldContainer[bytes]
+    token_hash: bytes
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., prefixes: _Optional[_Iterable[bytes]] = ..., token_hash: _Optional[bytes] = ...) -> None: ...
+
+class Accounts(_message.Message):
+    __slots__ = ("version", "enabled", "users")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    USERS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    enabled: bool
+    users: _containers.RepeatedCompositeFieldContainer[User]
+    def __init__(self, version: _Optional[int] = ..., enabled: bool = ..., users: _Optional[_Iterable[_Union[User, _Mapping]]] = ...) -> None: ...
+
+class SetUser(_message.Message):
+    __slots__ = ("name", "create", "role", "set_prefixes", "prefixes", "token_hash")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CREATE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    SET_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_HASH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    create: bool
+    role: str
+    set_prefixes: bool
+    prefixes: _containers.RepeatedScalarFieldContainer[bytes]
+    token_hash: bytes
+    def __init__(self, name: _Optional[str] = ..., create: bool = ..., role: _Optional[str] = ..., set_prefixes: bool = ..., prefixes: _Optional[_Iterable[bytes]] = ..., token_hash: _Optional[bytes] = ...) -> None: ...
+
+class RemoveUser(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class SetAccessControl(_message.Message):
+    __slots__ = ("enabled",)
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    def __init__(self, enabled: bool = ...) -> None: ...
+
+class AccountsRequest(_message.Message):
+    __slots__ = ("since", "wait_ms")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    since: int
+    wait_ms: int
+    def __init__(self, since: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
 class AdminRequest(_message.Message):
-    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "readdress")
+    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "set_user", "remove_user", "access_control", "readdress")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACKED_BELOW_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +213,9 @@ class AdminRequest(_message.Message):
     MERGE_FIELD_NUMBER: _ClassVar[int]
     REBALANCE_FIELD_NUMBER: _ClassVar[int]
     INITIALIZE_FIELD_NUMBER: _ClassVar[int]
+    SET_USER_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_USER_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_CONTROL_FIELD_NUMBER: _ClassVar[int]
     READDRESS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     seq: int
@@ -167,8 +228,11 @@ class AdminRequest(_message.Message):
     merge: MergeShard
     rebalance: Rebalance
     initialize: Initialize
+    set_user: SetUser
+    remove_user: RemoveUser
+    access_control: SetAccessControl
     readdress: Group
-    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("refusal", "message", "num")
@@ -213,13 +277,14 @@ class ChangesReply(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., controllers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "known")
+    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "accounts", "known")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     NEXT_SHARD_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedScalarFieldContainer[bytes]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
@@ -227,8 +292,9 @@ class State(_message.Message):
     next_shard: int
     membership: bytes
     config: Config
+    accounts: bytes
     known: _containers.RepeatedCompositeFieldContainer[Group]
-    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., accounts: _Optional[bytes] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class SessionState(_message.Message):
     __slots__ = ("session", "record")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "cluster.json"
+SECRET = "secret"
 STOP_SECONDS = 10.0
 
 
@@ -102,6 +103,18 @@ class Cluster:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.rename(path)
 
+    @property
+    def secret_file(self) -> Path:
+        """By what is in it the cluster's processes know each other."""
+        return (self.directory / SECRET).resolve()
+
+    def make_secret(self) -> None:
+        if self.secret_file.exists():
+            return
+        descriptor = os.open(self.secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32) + "\n")
+
     def addresses(self, role: str, gid: int) -> list[str]:
         return [process.address for process in self.processes if (process.role, process.gid) == (role, gid)]
 
@@ -152,6 +165,8 @@ class Cluster:
             options += ["--gid", str(process.gid), "--controllers", ",".join(self.addresses("controller", 0))]
         if process.listen:
             options += ["--listen", process.listen]
+        if self.secret_file.exists():
+            options += ["--secret-file", str(self.secret_file)]
         for name, path in self.tls.items():
             options += [f"--tls-{name}", path]
         if process.metrics:

@@ -22,7 +22,7 @@ from raft.errors import RaftError
 from raft.rsm import ReplicatedMachine
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_to_pb
-from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
+from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
 from shardctrler.shard_map import Gid, Group
 from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
@@ -238,7 +238,7 @@ class Migrator:
                 try:
                     await work()
                     return
-                except (RaftError, ControllerUnavailable, BadQuery, DecodeError) as error:
+                except (RaftError, ControllerUnavailable, AccessDenied, BadQuery, DecodeError) as error:
                     log.debug("%s of shard %d@%d: %s", *errand, error)
                     if errand[1]:
                         self._waits(errand[1], errand[2], str(error))

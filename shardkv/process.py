@@ -17,9 +17,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,9 +31,9 @@ import uvloop
 
 from raft import room
 from raft.disk import RealDirectory, free_bytes
-from raft.doors import Handler
 from raft.errors import StorageError, WrongDirectory
 from raft.frontdoor import FrontDoor, private_socket
+from raft.gate import Login
 from raft.quorum import Membership
 from raft.reconfigure import hand_over
 from raft.rpc import TcpDialer
@@ -45,6 +46,7 @@ from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
+from shardkv.access import NODE, Access, AccessInterceptor, AccountsFollower
 from shardkv.engine import Engine, MemoryEngine
 from shardkv.frames import Limits
 from shardkv.machine import ShardMachine
@@ -59,6 +61,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 IDENTITY = "identity.json"
+ACCOUNTS = "accounts"  # the users, as a group heard of them last
 CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
 # The calls that metrics tell apart.
@@ -76,6 +79,10 @@ METHODS = frozenset(
         "ctl.query",
         "ctl.changes",
         "ctl.status",
+        "ctl.accounts",
+        "ctl.users",
+        "kv.log",
+        "kv.view",
     ]
 )
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
@@ -107,6 +114,7 @@ class ProcessOptions:
     joins_as: str = ""  # host:port of a replica that joins
     metrics: str = ""  # host:port for Prometheus
     tls: Tls | None = None
+    secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
     log_format: str = "text"
     log_level: str = "INFO"
     reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py
@@ -116,6 +124,10 @@ class ProcessOptions:
     @property
     def address(self) -> str:
         return self.joins_as or self.peers[self.replica - 1]
+
+    @property
+    def login(self) -> Login | None:
+        return Login(NODE, self.secret) if self.secret else None
 
     @property
     def addresses(self) -> dict[int, str]:
@@ -137,8 +149,10 @@ async def serve(options: ProcessOptions) -> None:
             options = replace(options, cluster=await _learn_cluster(directory, options, rng))
         await _check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
-        transport = TcpTransport(options.cluster, options.gid, options.address, peers, options.tls)
-        dialer = TcpDialer(options.cluster, options.tls)
+        transport = TcpTransport(
+            options.cluster, options.gid, options.address, peers, options.tls, options.login
+        )
+        dialer = TcpDialer(options.cluster, options.tls, options.login)
         machine = _machine(directory, options)
         replica = await open_replica(
             options.replica,
@@ -157,7 +171,7 @@ async def serve(options: ProcessOptions) -> None:
         metrics.watch(replica)
         directory.on_append = metrics.appended
         with private_socket(guarded=options.tls is not None) as (name, path):
-            await _listen(options, replica, transport, dialer, rng, metrics, name, path)
+            await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
     finally:
         if watching is not None:
             watching.cancel()
@@ -175,6 +189,7 @@ def _machine(directory: RealDirectory, options: ProcessOptions) -> StateMachine:
 
 async def _listen(
     options: ProcessOptions,
+    directory: RealDirectory,
     replica: ReplicatedMachine,
     transport: TcpTransport,
     dialer: TcpDialer,
@@ -197,11 +212,13 @@ async def _listen(
         if method == MAIL:
             replica.node.receive(transport.unpack(payload))
 
-    listener = grpc.aio.server()
+    gate, following = _gate(options, directory, replica, dialer, rng)
+    listener = grpc.aio.server(interceptors=[AccessInterceptor(gate)])
     listener.add_insecure_port(socket_name)
-    handler, stop = _server(options, replica, dialer, rng, listener)
+    server = _server(options, replica, dialer, rng, listener)
+    server.about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
     health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
-    door = FrontDoor(options.cluster, metrics.timed(handler, METHODS), on_post, socket)
+    door = FrontDoor(options.cluster, metrics.timed(server.handle, METHODS), on_post, socket, gate)
     stop_metrics = None
     try:
         await listener.start()
@@ -218,11 +235,13 @@ async def _listen(
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
     finally:
+        if following is not None:
+            following.cancel()
         if stop_metrics is not None:
             await asyncio.to_thread(stop_metrics)
         await door.close()
         await listener.stop(0.2)
-        await stop()
+        await server.stop()
         await transport.close()
         await dialer.close()
 
@@ -252,17 +271,45 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _is_secured(options: ProcessOptions) -> bool:
+    """Whether this process can show that it belongs to the cluster, and knows others that do."""
+    return bool(options.secret) or (options.tls is not None and options.tls.organization() == NODE)
+
+
+def _gate(
+    options: ProcessOptions,
+    directory: RealDirectory,
+    replica: ReplicatedMachine,
+    dialer: TcpDialer,
+    rng: Random,
+) -> tuple[Access, asyncio.Task[None] | None]:
+    machine = replica.machine
+    if isinstance(machine, ControllerMachine):
+        return Access(lambda: machine.accounts, options.secret, options.limits), None
+    known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else b""
+    follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), _is_secured(options))
+    client = ControllerClient(options.controllers, dialer, rng)
+    following = asyncio.get_running_loop().create_task(follower.follow(client))
+    following.add_done_callback(partial(_followed, replica))
+    return Access(lambda: follower.accounts, options.secret, options.limits), following
+
+
+def _followed(replica: ReplicatedMachine, task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        replica.node.fail(task.exception())  # the disk did not take the table
+
+
 def _server(
     options: ProcessOptions, replica: ReplicatedMachine, dialer: TcpDialer, rng: Random, listener: Any
-) -> tuple[Handler, Callable[[], Awaitable[None]]]:
+) -> ControllerServer | GroupServer:
     if options.gid == CONTROLLER_GROUP:
         controller = ControllerServer(replica, options.cluster, options.initial_shards, clock_ms)
         ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), listener)
-        return controller.handle, controller.stop
+        return controller
     client = ControllerClient(options.controllers, dialer, rng)
     group = GroupServer(replica, client, dialer, rng, options.limits, clock_ms)
     kv_grpc.add_KVServicer_to_server(KVService(group), listener)
-    return group.handle, group.stop
+    return group
 
 
 def _end(ended: asyncio.Future[None]) -> None:
@@ -274,7 +321,7 @@ async def _learn_cluster(directory: RealDirectory, options: ProcessOptions, rng:
     """The cluster that our data belongs to or, for a new replica, that of the controllers."""
     if IDENTITY in directory.names():
         return str(json.loads(directory.read(IDENTITY))["cluster"])
-    dialer = TcpDialer(tls=options.tls)
+    dialer = TcpDialer(tls=options.tls, login=options.login)
     client = ControllerClient(options.controllers, dialer, rng)
     try:
         await client.changes(0, 0.0, LEARN_SECONDS, limit=1)

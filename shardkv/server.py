@@ -50,6 +50,7 @@ class GroupServer:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
         self._limits, self._clock_ms = limits, clock_ms
+        self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
@@ -159,6 +160,7 @@ class GroupServer:
         """What one replica knows of itself, for `admin status` and for tests."""
         core, machine = self.replica.core, self.machine
         return {
+            **self.about,
             "gid": machine.gid,
             "replica": core.id,
             "role": "leader" if self.replica.is_leader else "follower",

@@ -23,6 +23,7 @@ from shardkv.cli.common import (
     console,
     controllers_option,
     find_controllers,
+    find_login,
     find_tls,
     handled,
     json_bytes,
@@ -48,7 +49,7 @@ class Session:
 
     def __init__(self, controllers: str | None) -> None:
         self.addresses = find_controllers(controllers)
-        self.dialer = TcpDialer(tls=find_tls())
+        self.dialer = TcpDialer(tls=find_tls(), login=find_login())
         self.controller = ControllerClient(self.addresses, self.dialer, Random(random.SystemRandom().random()))
 
     async def overview(self, timeout: float = 10.0) -> Overview:

@@ -15,6 +15,7 @@ from shardkv.cli.common import (
     console,
     controllers_option,
     find_controllers,
+    find_login,
     find_tls,
     handled,
     output_option,
@@ -171,6 +172,7 @@ def bench(
         timeout,
         processes,
         find_tls(),
+        find_login(),
     )
     began = time.monotonic()
     with LiveView(keys, shown=output == "table" and console.is_terminal) as view:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from shardkv.access import NODE
 from shardkv.cli.common import Failed, handled
 
 DAYS = 365
@@ -25,9 +26,10 @@ DAYS = 365
     show_default=True,
     help="Names of servers.",
 )
+@click.option("--client", is_flag=True, help="For a user of that NAME, not for a process of the cluster.")
 @click.option("--name", default="node", show_default=True, help="NAME.pem and NAME.key are made.")
 @handled
-def certs(directory: Path, hosts: tuple[str, ...], name: str) -> None:
+def certs(directory: Path, hosts: tuple[str, ...], client: bool, name: str) -> None:
     """Make DIRECTORY/ca.pem, unless it is there, and a certificate NAME for HOSTs that it signs.
 
     For tests and trials: the CA's key lies beside it. Use the files with --tls-cert, --tls-key and --tls-ca.
@@ -42,10 +44,13 @@ def certs(directory: Path, hosts: tuple[str, ...], name: str) -> None:
 
     now = datetime.datetime.now(datetime.UTC)
 
-    def builder(subject: str, issuer: str, key: Any) -> Any:
+    def builder(subject: str, issuer: str, key: Any, organization: str = "") -> Any:
+        names = [x509.NameAttribute(NameOID.COMMON_NAME, subject)]
+        if organization:
+            names.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
         return (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+            .subject_name(x509.Name(names))
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
@@ -77,7 +82,8 @@ def certs(directory: Path, hosts: tuple[str, ...], name: str) -> None:
         write(authority, signed.public_bytes(serialization.Encoding.PEM), 0o644)
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([_host(x509, host) for host in hosts])
-    certificate = builder(name, "shardkv test CA", key).add_extension(names, critical=False)
+    organization = "" if client else NODE
+    certificate = builder(name, "shardkv test CA", key, organization).add_extension(names, critical=False)
     signed = certificate.sign(ca_key, hashes.SHA256())
     write_key(directory / f"{name}.key", key)
     write(directory / f"{name}.pem", signed.public_bytes(serialization.Encoding.PEM), 0o644)

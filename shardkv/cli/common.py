@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import wraps
@@ -20,8 +21,9 @@ from rich.table import Table
 
 from client.blocking import background_loop
 from client.errors import DeadlineExceeded, ShardKVError, Unavailable
+from raft.gate import Login
 from raft.tls import BadCertificate, Tls
-from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
+from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
 from shardkv.process import split_addresses
 
 T = TypeVar("T")
@@ -56,6 +58,8 @@ def handled(command: Callable[..., T]) -> Callable[..., T]:
             fail(str(error), error.status)
         except (ControllerUnavailable, Unavailable, DeadlineExceeded) as error:
             fail(f"{error}. Is the cluster up? `shardkv admin status` shows what answers", UNREACHABLE)
+        except AccessDenied as error:
+            fail(f"PermissionDenied: {error}", REFUSED)
         except AdminRefused as error:
             fail(f"refused ({error.kind}): {error}", REFUSED)
         except (BadQuery, ShardKVError, BadCertificate) as error:
@@ -127,6 +131,58 @@ def find_tls() -> Tls | None:
     return Tls(**{name: Path(path) for name, path in found.items()}) if found else None
 
 
+def read_secret(path: Path) -> str:
+    """A token or secret from its file. Never from the command line, where everybody sees it."""
+    try:
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: {error}") from None
+    if not secret or "\0" in secret:
+        raise click.UsageError(f"{path} has no secret in it")
+    return secret
+
+
+_login: dict[str, Any] = {}
+
+
+def _note_login(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value is not None and parameter.name is not None:
+        _login[parameter.name] = value
+
+
+def login_options(command: Callable[..., T]) -> Callable[..., T]:
+    """--user and --token-file; `find_login` has what they say."""
+    command = click.option(
+        "--user",
+        envvar="SHARDKV_USER",
+        callback=_note_login,
+        expose_value=False,
+        help="Who we are, if the cluster asks; the token is in --token-file or SHARDKV_TOKEN.",
+    )(command)
+    return click.option(
+        "--token-file",
+        envvar="SHARDKV_TOKEN_FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        callback=_note_login,
+        expose_value=False,
+        help="File with our token.",
+    )(command)
+
+
+def use_login(name: str, token_file: Path) -> None:
+    """Who this command is, whatever the command line says."""
+    _login.update(user=name, token_file=token_file)
+
+
+def find_login() -> Login | None:
+    """From the options or the environment; None for who has no name."""
+    user, file = _login.get("user"), _login.get("token_file")
+    token = read_secret(file) if file is not None else os.environ.get("SHARDKV_TOKEN", "").strip()
+    if user and not token:
+        raise click.UsageError(f"--user {user}: its token belongs into --token-file, or into SHARDKV_TOKEN")
+    return Login(user, token) if user else None
+
+
 def controllers_option(command: Callable[..., T]) -> Callable[..., T]:
     """Where the cluster is, and how it is spoken to."""
     return click.option(
@@ -134,7 +190,7 @@ def controllers_option(command: Callable[..., T]) -> Callable[..., T]:
         envvar="SHARDKV_CONTROLLERS",
         metavar="HOST:PORT,…",
         help="Controller replicas; the default is ./data/cluster.json.",
-    )(tls_options(command))
+    )(tls_options(login_options(command)))
 
 
 output_option = click.option(

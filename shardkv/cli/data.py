@@ -13,6 +13,7 @@ from shardkv.cli.common import (
     Failed,
     controllers_option,
     find_controllers,
+    find_login,
     find_tls,
     handled,
     json_bytes,
@@ -25,7 +26,7 @@ from shardkv.cli.common import (
 
 
 def _clerk(controllers: str | None, timeout: float) -> ShardClerk:
-    return ShardClerk(find_controllers(controllers), timeout=timeout, tls=find_tls())
+    return ShardClerk(find_controllers(controllers), timeout=timeout, tls=find_tls(), login=find_login())
 
 
 def _done(output: str, **facts: object) -> None:

@@ -12,6 +12,7 @@ from shardkv.cli.members import member
 from shardkv.cli.serve import serve
 from shardkv.cli.top import top
 from shardkv.cli.up import down, up
+from shardkv.cli.users import access, user
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -23,7 +24,8 @@ def main() -> None:
     """
 
 
-admin.add_command(member)
+for group in (member, user, access):
+    admin.add_command(group)
 for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench, certs, status, top):
     main.add_command(command)
 

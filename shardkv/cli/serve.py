@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from shardkv.cli.common import find_tls, tls_options
+from shardkv.cli.common import find_tls, read_secret, tls_options
 from shardkv.frames import Limits
 from shardkv.process import ProcessOptions, run, split_addresses
 
@@ -87,6 +87,11 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             callback=_read_config,
             help="A TOML file with these options by their names; the command line and SHARDKV_… come first.",
         ),
+        click.option(
+            "--secret-file",
+            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="By what it has the cluster's processes know each other; needed for access control without TLS.",
+        ),
         tls_options,
     ):
         command = option(command)
@@ -109,6 +114,13 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
     context.default_map = {str(names[name]): value for name, value in (said | lists).items()}
 
 
+def _options(given: dict[str, Any], **more: Any) -> ProcessOptions:
+    secret_file, reserve_mb = given.pop("secret_file"), given.pop("reserve_mb")
+    return ProcessOptions(
+        **given, **more, reserve_bytes=reserve_mb << 20, secret=read_secret(secret_file) if secret_file else ""
+    )
+
+
 def _run(options: ProcessOptions) -> None:
     if bool(options.peers) == bool(options.joins_as):
         raise click.UsageError("give --peers, or --join for a replica that joins the group later")
@@ -121,9 +133,9 @@ def _run(options: ProcessOptions) -> None:
 @_replica_options
 @click.option("--cluster", default="shardkv", show_default=True, help="The cluster's id.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
-def controller(shards: int, reserve_mb: int, **options: Any) -> None:
+def controller(shards: int, **options: Any) -> None:
     """Run a replica of the shard controller."""
-    _run(ProcessOptions(**options, reserve_bytes=reserve_mb << 20, initial_shards=shards))
+    _run(_options(options, initial_shards=shards))
 
 
 @serve.command()
@@ -135,8 +147,8 @@ def controller(shards: int, reserve_mb: int, **options: Any) -> None:
 )
 @click.option("--max-key-bytes", type=click.IntRange(1, 65535), default=4096, show_default=True)
 @click.option("--max-value-bytes", type=click.IntRange(1, 16 << 20), default=1 << 20, show_default=True)
-def group(max_key_bytes: int, max_value_bytes: int, reserve_mb: int, **options: Any) -> None:
+def group(max_key_bytes: int, max_value_bytes: int, **options: Any) -> None:
     """Run a replica of a group. `admin join` lets the group in."""
     frame_bytes = max(Limits().frame_bytes, 4 * max_value_bytes)
     limits = Limits(max_key_bytes, max_value_bytes, frame_bytes)
-    _run(ProcessOptions(**options, reserve_bytes=reserve_mb << 20, limits=limits))
+    _run(_options(options, limits=limits))

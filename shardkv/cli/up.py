@@ -13,15 +13,18 @@ import click
 from client import ShardClerk
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
+from shardkv.access import NODE
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import (
     DEFAULT_DATA,
     UNREACHABLE,
     Failed,
+    find_login,
     find_tls,
     handled,
     print_table,
     tls_options,
+    use_login,
     use_tls,
 )
 from shardkv.cli.overview import Overview, wait_settled
@@ -115,7 +118,10 @@ def _prepare(
             {} if tls is None else {name: str(getattr(tls, name).resolve()) for name in ("cert", "key", "ca")}
         )
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
+        cluster.make_secret()
     use_tls(cluster.tls)
+    if cluster.secret_file.exists():
+        use_login(NODE, cluster.secret_file)
     cluster.plan(controllers, groups, replicas, port)
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)
@@ -171,7 +177,7 @@ def _show(cluster: Cluster, overview: Overview) -> None:
 def _first_operations(cluster: Cluster) -> None:
     """Show that it works, on a key that is ours and is gone afterwards."""
     key = b"\x00shardkv/up"
-    with ShardClerk(cluster.addresses("controller", 0), tls=find_tls()) as clerk:
+    with ShardClerk(cluster.addresses("controller", 0), tls=find_tls(), login=find_login()) as clerk:
         began = time.perf_counter()
         clerk.put(key, b"hello")
         value = clerk.get(key)
@@ -204,3 +210,4 @@ def _forget_ephemeral(cluster: Cluster) -> None:
         for process in cluster.processes:
             shutil.rmtree(process.data, ignore_errors=True)
         (cluster.directory / MANIFEST).unlink()
+        cluster.secret_file.unlink(missing_ok=True)

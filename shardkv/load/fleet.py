@@ -24,6 +24,7 @@ from typing import Any
 import uvloop
 
 from client import AsyncShardClerk, DeadlineExceeded, ShardClerk, Unavailable
+from raft.gate import Login
 from raft.tls import Tls
 from shardkv.load import driver
 from shardkv.load.driver import Plan, Recorder
@@ -51,6 +52,7 @@ class Job:
     timeout: float
     processes: int
     tls: Tls | None = None
+    login: Login | None = None
 
     def share(self, worker: int) -> Plan:
         """One worker's part; the parts add up."""
@@ -169,7 +171,7 @@ def _wait_for_the_others(pipe: Connection[Any, Any]) -> None:
 
 def _with_tasks(job: Job, number: int, pipe: Connection[Any, Any]) -> float:
     async def work() -> float:
-        async with AsyncShardClerk(job.controllers, timeout=job.timeout, tls=job.tls) as clerk:
+        async with AsyncShardClerk(job.controllers, timeout=job.timeout, tls=job.tls, login=job.login) as clerk:
             source = _source(job, number)
             await _prepare(clerk, source, job, number, pipe)
             _wait_for_the_others(pipe)
@@ -185,11 +187,11 @@ def _with_threads(job: Job, number: int, pipe: Connection[Any, Any]) -> float:
     source = _source(job, number)
 
     async def prepare() -> None:
-        async with AsyncShardClerk(job.controllers, timeout=job.timeout, tls=job.tls) as clerk:
+        async with AsyncShardClerk(job.controllers, timeout=job.timeout, tls=job.tls, login=job.login) as clerk:
             await _prepare(clerk, source, job, number, pipe)
 
     asyncio.run(prepare())
-    with ShardClerk(job.controllers, timeout=job.timeout, tls=job.tls) as clerk:
+    with ShardClerk(job.controllers, timeout=job.timeout, tls=job.tls, login=job.login) as clerk:
         clerk.get(b"\x00")
         _wait_for_the_others(pipe)
         return driver.drive_threads(clerk, source, job.share(number), _recorder(clerk.answered_by_group, pipe))

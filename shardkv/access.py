@@ -1,0 +1,246 @@
+"""The gate of a server: lets through what the users' roles allow, once access control is on.
+
+Processes of the cluster know each other by the organization in their certificates, or by a
+secret that all of them have. Users come from the controller: a group follows its table by
+long poll, and keeps the last one on its disk, so that it judges by that when it starts while
+no controller answers. A server that never had one lets only processes of the cluster in.
+
+The gate looks at keys only for users who have prefixes; for others at the method alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from raft.answers import Code, refuse
+from raft.gate import Caller, Login, hash_token
+from raft.transport import MAIL
+from shardctrler.accounts import Accounts, Role, User
+from shardctrler.query import AccessDenied, BadQuery, ControllerClient, ControllerUnavailable
+from shardkv import frames
+from shardkv import shardkv_pb2 as pb
+from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
+
+log = logging.getLogger(__name__)
+
+NODE = "shardkv-node"  # the organization in a server's certificate, and the name of its login
+POLL_SECONDS = 20.0
+CALL_SECONDS = 2.0
+RETRY_SECONDS = 1.0
+
+
+class Right(Enum):
+    USER = auto()  # whoever is known
+    READ = auto()
+    WRITE = auto()
+    ADMIN = auto()
+    NODE = auto()  # processes of the cluster
+
+
+RIGHTS = {
+    "kv.write": Right.WRITE,
+    "kv.read": Right.READ,
+    "kv.stale": Right.READ,
+    "kv.status": Right.USER,
+    "kv.transfer": Right.ADMIN,
+    "kv.log": Right.ADMIN,
+    "kv.view": Right.ADMIN,
+    "raft.members": Right.ADMIN,
+    "shard.pull": Right.NODE,
+    "shard.serves": Right.NODE,
+    MAIL: Right.NODE,
+    "ctl.query": Right.USER,
+    "ctl.changes": Right.USER,
+    "ctl.status": Right.USER,
+    "ctl.users": Right.ADMIN,
+    "ctl.admin": Right.ADMIN,
+    "ctl.accounts": Right.NODE,
+}
+
+
+class Access:
+    """See `raft.gate.Gate`."""
+
+    def __init__(self, accounts: Callable[[], Accounts | None], secret: str, limits: Limits) -> None:
+        """`accounts`: the table of now, None while it is not known. `secret`: the processes' own, if any."""
+        self._accounts, self._limits = accounts, limits
+        # Without one nobody can log in as a process: a hash of something that nobody knows.
+        self._secret_hash = hash_token(secret or secrets.token_hex())
+        self._denied: Counter[tuple[str, str]] = Counter()
+
+    def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
+        accounts = self._accounts()
+        if (accounts is not None and not accounts.enabled) or self._is_node(caller):
+            return None
+        if accounts is None:
+            return refuse(Code.RETRY, "who may do what is not known here yet")
+        user = self._user(accounts, caller)
+        why = self._why_not(user, method, payload)
+        return None if not why else refuse(Code.DENIED, self._deny(caller, user, method, why))
+
+    def _is_node(self, caller: Caller) -> bool:
+        if caller.organization == NODE:
+            return True
+        return caller.login_name == NODE and hmac.compare_digest(caller.token_hash, self._secret_hash)
+
+    @staticmethod
+    def _user(accounts: Accounts, caller: Caller) -> User | None:
+        """Whoever says who he is by a login is not somebody else by his certificate."""
+        if caller.login_name:
+            user = accounts.users.get(caller.login_name)
+            return user if user is not None and user.has_token(caller.token_hash) else None
+        return accounts.users.get(caller.certificate_name)
+
+    def _why_not(self, user: User | None, method: str, payload: bytes) -> str:
+        right = RIGHTS.get(method, Right.USER)
+        if user is None:
+            return "who are you? no such user, or another token"
+        if right is Right.NODE:
+            return "only processes of the cluster may do that"
+        if user.role is Role.ADMIN or right is Right.USER:
+            return ""
+        if right is Right.ADMIN:
+            return "only an admin may do that"
+        if right is Right.WRITE and not user.may_write():
+            return f"{user.name} may only read"
+        if user.prefixes and not self._inside(user, method, payload):
+            return f"{user.name} may not touch that key"
+        return ""
+
+    def _inside(self, user: User, method: str, payload: bytes) -> bool:
+        """Whether a frame keeps to the user's prefixes. A malformed one does: it will be refused as that."""
+        try:
+            frames.check_frame(payload, WRITE if method == "kv.write" else READ, self._limits)
+            for section in frames.unpack_sections(payload):
+                if SCAN_OP not in section.kinds:
+                    if not user.may_touch(section.keys):
+                        return False
+                    continue
+                for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True):
+                    if kind == SCAN_OP and method != "kv.write":
+                        if not user.may_scan(key, frames.unpack_scan(value)[0]):
+                            return False
+                    elif not user.may_touch([key]):
+                        return False
+        except MalformedFrame:
+            pass
+        return True
+
+    def _deny(self, caller: Caller, user: User | None, method: str, why: str) -> str:
+        name = user.name if user is not None else caller.login_name or caller.certificate_name or "nobody"
+        self._denied[name, method] += 1
+        count = self._denied[name, method]
+        if len(self._denied) > 10_000:  # names that somebody makes up
+            self._denied.clear()
+        if count & (count - 1) == 0:  # at 1, 2, 4, 8, …: a flood of them is not a flood of lines
+            log.warning("denied %s to %r from %s (%d times): %s", method, name, caller.address, count, why)
+        return why
+
+    # ---- gRPC
+
+    def grpc_refusal(self, metadata: Any, right: Right, request: Any) -> str:
+        """Why a unary call is not let through; empty if it is. A login is `authorization: Bearer NAME:TOKEN`."""
+        accounts = self._accounts()
+        if accounts is not None and not accounts.enabled:
+            return ""
+        if accounts is None:
+            return "who may do what is not known here yet"
+        caller = Caller("gRPC")
+        for key, value in metadata or ():
+            if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+                name, _, token = value.removeprefix("Bearer ").partition(":")
+                caller = caller.logged_in(Login(name, token).encode())
+        user = self._user(accounts, caller)
+        method = {Right.WRITE: "kv.write", Right.READ: "kv.read", Right.ADMIN: "ctl.admin"}.get(
+            right, "ctl.query"
+        )
+        why = self._why_not_unary(user, method, request)
+        return self._deny(caller, user, method, why) if why else ""
+
+    def _why_not_unary(self, user: User | None, method: str, request: Any) -> str:
+        if user is not None and user.prefixes and method in ("kv.write", "kv.read"):
+            scans = isinstance(request, pb.ScanRequest)
+            inside = user.may_scan(request.start, request.end) if scans else user.may_touch([request.key])
+            if not inside:
+                return f"{user.name} may not touch that key"
+            user = User(user.name, user.role)
+        return self._why_not(user, method, b"")
+
+
+UNARY = {
+    "/shardkv.shardkv.KV/Get": Right.READ,
+    "/shardkv.shardkv.KV/Scan": Right.READ,
+    "/shardkv.shardkv.KV/Put": Right.WRITE,
+    "/shardkv.shardkv.KV/Append": Right.WRITE,
+    "/shardkv.shardkv.KV/Delete": Right.WRITE,
+    "/shardkv.shardkv.KV/Cas": Right.WRITE,
+    "/shardkv.shardctrler.Controller/Query": Right.USER,
+    "/shardkv.shardctrler.Controller/Admin": Right.ADMIN,
+}
+
+
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """The same gate for unary gRPC calls. Health and reflection tell nothing of the data, and are open."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        handler = await continuation(details)
+        right = UNARY.get(details.method)
+        if handler is None or right is None:
+            return handler
+        serve = handler.unary_unary
+
+        async def guarded(request: Any, context: Any) -> Any:
+            why = self._access.grpc_refusal(details.invocation_metadata, right, request)
+            if why:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+            return await serve(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            guarded, handler.request_deserializer, handler.response_serializer
+        )
+
+
+class AccountsFollower:
+    """A group replica's copy of the users: what its disk has, and then what the controller says."""
+
+    def __init__(self, known: bytes, keep: Callable[[bytes], Awaitable[None]], secured: bool) -> None:
+        """`secured`: this process can show that it belongs to the cluster. One that cannot, and has never
+
+        been told of users, is of a cluster where access control is not in use.
+        """
+        self.accounts = Accounts.decode(known) if known else None if secured else Accounts()
+        self._keep = keep
+
+    async def follow(self, controller: ControllerClient) -> None:
+        """For as long as this process runs."""
+        while True:
+            since = self.accounts.version if self.accounts is not None else 0
+            try:
+                news = await controller.accounts(since, POLL_SECONDS if self.accounts else 0.0, CALL_SECONDS)
+            except AccessDenied as error:
+                log.error("the controllers do not know this process as one of the cluster: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except (ControllerUnavailable, BadQuery, DecodeError, ValueError) as error:
+                log.debug("no news of the users: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if self.accounts is None or news.version > self.accounts.version:
+                self.accounts = news  # at once, then for the next start
+                await self._keep(news.encode())

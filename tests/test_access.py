@@ -1,0 +1,337 @@
+"""Access control: who is who, what each role may do, and that everybody else is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from bench.live import SHARDKV, LiveCluster
+from client import Login, PermissionDenied, ShardClerk, ShardKVError, Tls
+from raft.gate import Caller, hash_token
+from shardctrler import shardctrler_pb2 as ctl
+from shardctrler.accounts import Accounts, Role, User, after
+from shardctrler.planner import Refused
+from shardkv import frames
+from shardkv import shardkv_pb2 as pb
+from shardkv import shardkv_pb2_grpc as kv_grpc
+from shardkv.access import NODE, RIGHTS, Access
+from shardkv.frames import GET, PUT, SCAN_OP, Limits
+from shardkv.process import METHODS
+
+# ---- the rules, pure
+
+
+def change(accounts: Accounts, **fields: object) -> Accounts:
+    return accounts.with_user(ctl.SetUser(**fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.quick
+def test_users_are_made_changed_and_removed_by_rules() -> None:
+    accounts = change(Accounts(), name="root", create=True, role="admin", token_hash=b"h")
+    accounts = change(accounts, name="app", create=True, role="read-write", prefixes=[b"app/"])
+    accounts = change(accounts, name="app", role="read-only")
+    assert accounts.users["app"] == User("app", Role.READ_ONLY, (b"app/",))
+    assert accounts.version == 3
+    assert Accounts.decode(accounts.encode()) == accounts
+    for kind, fields in {
+        "UserExists": {"name": "app", "create": True, "role": "admin"},
+        "UnknownUser": {"name": "nobody", "role": "admin"},
+        "BadUser": {"name": "a:b", "create": True, "role": "admin"},
+    }.items():
+        with pytest.raises(Refused) as refused:
+            change(accounts, **fields)
+        assert refused.value.kind == kind
+    for fields in (
+        {"name": "", "create": True, "role": "admin"},
+        {"name": "x", "create": True, "role": "king"},
+        {"name": "x", "create": True},
+        {"name": "x", "create": True, "role": "admin", "prefixes": [b"p"]},
+        {"name": "x", "create": True, "role": "read-only", "prefixes": [b""]},
+    ):
+        with pytest.raises(Refused) as refused:
+            change(accounts, **fields)
+        assert refused.value.kind == "BadUser"
+
+
+@pytest.mark.quick
+def test_nobody_is_locked_out_for_good() -> None:
+    with pytest.raises(Refused, match="lock everybody out"):
+        Accounts().switched(True)
+    on = change(Accounts(), name="root", create=True, role="admin").switched(True)
+    with pytest.raises(Refused):
+        on.without_user("root")
+    with pytest.raises(Refused):
+        change(on, name="root", role="read-only")
+
+
+@pytest.mark.quick
+def test_the_end_of_a_prefix() -> None:
+    assert after(b"app/") == b"app0"
+    assert after(b"a\xff") == b"b"
+    assert after(b"\xff\xff") == b""
+    user = User("u", Role.READ_ONLY, (b"app/", b"\xff"))
+    assert (
+        user.may_scan(b"app/", b"app0")
+        and user.may_scan(b"app/x", b"app/y")
+        and user.may_scan(b"\xff", b"\xff\xff")
+    )
+    assert not user.may_scan(b"app/", b"app1")
+    assert not user.may_scan(b"app/", b"")
+    assert not user.may_scan(b"", b"app0")
+
+
+def frame(kind: int, *operations: tuple[int, bytes, bytes]) -> bytes:
+    kinds, keys, values = zip(*operations, strict=True)
+    seqs = range(1, len(keys) + 1) if kind == frames.WRITE else ()
+    section = frames.pack_section(1, b"s" * 16, 0, bytes(kinds), list(seqs), keys, values)
+    return frames.pack_frame(kind, 1, 1, [section])
+
+
+@pytest.fixture
+def gate() -> Access:
+    accounts = Accounts(enabled=False)
+    for name, role, prefixes in (
+        ("root", "admin", []),
+        ("rw", "read-write", []),
+        ("ro", "read-only", []),
+        ("app", "read-write", [b"app/", b"shared/"]),
+    ):
+        accounts = change(
+            accounts,
+            name=name,
+            create=True,
+            role=role,
+            prefixes=prefixes,
+            token_hash=hash_token(f"{name}-token"),
+        )
+    return Access(lambda: accounts.switched(True), "the cluster's secret", Limits())
+
+
+def caller(name: str, token: str = "") -> Caller:
+    return Caller("test").logged_in(Login(name, token or f"{name}-token").encode())
+
+
+WRITE_APP = frame(frames.WRITE, (PUT, b"app/1", b"v"), (PUT, b"shared/1", b"v"))
+WRITE_OTHER = frame(frames.WRITE, (PUT, b"app/1", b"v"), (PUT, b"other", b"v"))
+READ_OTHER = frame(frames.READ, (GET, b"app/1", b""), (GET, b"other", b""))
+SCAN_APP = frame(frames.READ, (SCAN_OP, b"app/", frames.pack_scan(b"app0", 10)))
+SCAN_ALL = frame(frames.READ, (SCAN_OP, b"app/", frames.pack_scan(b"", 10)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("who", "method", "payload", "allowed"),
+    [
+        (caller("root"), "ctl.admin", b"", True),
+        (caller("root"), "kv.write", WRITE_OTHER, True),
+        (caller("root"), "shard.pull", b"", False),
+        (caller("rw"), "kv.write", WRITE_OTHER, True),
+        (caller("rw"), "ctl.admin", b"", False),
+        (caller("rw"), "raft.members", b"", False),
+        (caller("rw"), "ctl.accounts", b"", False),
+        (caller("ro"), "kv.read", READ_OTHER, True),
+        (caller("ro"), "kv.stale", READ_OTHER, True),
+        (caller("ro"), "kv.write", WRITE_APP, False),
+        (caller("app"), "kv.write", WRITE_APP, True),
+        (caller("app"), "kv.write", WRITE_OTHER, False),
+        (caller("app"), "kv.read", READ_OTHER, False),
+        (caller("app"), "kv.stale", READ_OTHER, False),
+        (caller("app"), "kv.read", SCAN_APP, True),
+        (caller("app"), "kv.read", SCAN_ALL, False),
+        (caller("app"), "kv.read", b"no frame", True),  # it is refused as what it is
+        (caller("app"), "ctl.changes", b"", True),
+        (caller("app", "another token"), "ctl.changes", b"", False),
+        (caller("nobody"), "kv.status", b"", False),
+        (Caller("test"), "kv.read", READ_OTHER, False),
+        (Caller("test", "rw"), "kv.write", WRITE_APP, True),  # by certificate
+        (Caller("test", "rw").logged_in(Login("ro", "wrong").encode()), "kv.read", READ_OTHER, False),
+        (Caller("test", "any", NODE), "raft", b"", True),
+        (Caller("test", NODE), "raft", b"", False),
+        (caller(NODE, "the cluster's secret"), "shard.pull", b"", True),
+        (caller(NODE, "a guess"), "shard.pull", b"", False),
+        (caller("root"), "raft", b"", False),
+    ],
+)
+def test_who_may_do_what(gate: Access, who: Caller, method: str, payload: bytes, allowed: bool) -> None:
+    assert (gate.refusal(who, method, payload) is None) == allowed
+
+
+@pytest.mark.quick
+def test_every_call_that_a_server_answers_has_its_right() -> None:
+    assert RIGHTS.keys() >= METHODS
+
+
+@pytest.mark.quick
+def test_secrets_are_in_no_repr() -> None:
+    shown = repr(
+        [Login("me", "hidden"), caller("me", "hidden"), User("me", Role.ADMIN, (), hash_token("hidden"))]
+    )
+    assert "hidden" not in shown and repr(hash_token("hidden")) not in shown
+
+
+# ---- real processes
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveCluster]:
+    with LiveCluster(groups=2, replicas=1, controllers=1, shards=2) as cluster:
+        yield cluster
+
+
+def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "that did not come to be"
+        time.sleep(0.02)
+
+
+def shardkv(live: LiveCluster, *arguments: str, login: Login | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(live.controllers)}
+    if login is not None:
+        environment |= {"SHARDKV_USER": login.name, "SHARDKV_TOKEN": login.token}
+    return subprocess.run(
+        [*SHARDKV, *arguments],
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def denied(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except PermissionDenied:
+        return True
+    return False
+
+
+def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_path: Path) -> None:
+    with live.clerk() as clerk:  # as it is without access control
+        clerk.put("app/1", "one")
+        clerk.put("other", "two")
+    refused = shardkv(live, "admin", "access", "enable")
+    assert refused.returncode == 1 and "lock everybody out" in refused.stderr
+    root = Login("root", shardkv(live, "admin", "user", "add", "root", "--role", "admin").stdout.strip())
+    added = shardkv(live, "admin", "user", "add", "app", "--role", "read-write", "--prefix", "app/")
+    app = Login("app", added.stdout.strip())
+    assert shardkv(live, "admin", "access", "enable").returncode == 0
+
+    with (
+        ShardClerk(live.controllers, timeout=10) as stranger,
+        pytest.raises(PermissionDenied, match="who are you"),
+    ):
+        stranger.get("app/1")
+    anonymous = shardkv(live, "get", "app/1")
+    assert anonymous.returncode == 1 and "PermissionDenied" in anonymous.stderr
+    assert shardkv(live, "admin", "status").returncode == 1
+    assert shardkv(live, "admin", "user", "list", login=app).returncode == 1, "no admin"
+    listed = shardkv(live, "admin", "user", "list", login=root).stdout
+    assert "access control is on" in listed and "app/" in listed and app.token not in listed
+
+    with ShardClerk(live.controllers, timeout=10, login=app) as clerk:
+        eventually(lambda: not denied(lambda: clerk.put("app/1", "three")))  # groups hear of it in a moment
+        assert clerk.get("app/1") == b"three"
+        assert list(clerk.scan("app/", "app0")) == [(b"app/1", b"three")]
+        for work in (lambda: clerk.get("other"), lambda: clerk.put("other", "x"), lambda: list(clerk.scan())):
+            with pytest.raises(PermissionDenied, match="may not touch"):
+                work()
+        # The cluster itself goes on: shards move between groups, and configurations are learnt.
+        moved = shardkv(live, "admin", "leave", "2", "--wait", login=root)
+        assert moved.returncode == 0, moved.stderr
+        assert clerk.get("app/1") == b"three"
+        group = next(process.address for process in live.cluster().processes if process.role == "group")
+        with grpc.insecure_channel(group) as channel:
+            stub = kv_grpc.KVStub(channel)
+            bearer = [("authorization", f"Bearer {app.name}:{app.token}")]
+            assert stub.Get(pb.GetRequest(key=b"app/1"), timeout=10, metadata=bearer).value == b"three"
+            for key, metadata in ((b"app/1", []), (b"other", bearer)):
+                with pytest.raises(grpc.RpcError) as error:
+                    stub.Get(pb.GetRequest(key=key), timeout=10, metadata=metadata)
+                assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+        # A role that is taken away is gone in a moment, on connections that are open.
+        assert shardkv(live, "admin", "user", "set", "app", "--role", "read-only", login=root).returncode == 0
+        eventually(lambda: denied(lambda: clerk.put("app/1", "four")))
+        assert clerk.get("app/1") == b"three"
+
+        # A group judges by what it knew when it starts while no controller answers.
+        cluster = live.cluster()
+        everybody = list(cluster.processes)
+        controllers = [process for process in everybody if process.role == "controller"]
+        for process in everybody:
+            cluster.kill(process)
+        for process in everybody:
+            if process.role == "group":
+                cluster.start(process)
+        eventually(lambda: is_denied_without_controllers(group))
+        for process in controllers:
+            cluster.start(process)
+        eventually(lambda: clerk.get("app/1") == b"three")
+
+    token_file = tmp_path / "token"
+    token_file.write_text(root.token + "\n")
+    listed = shardkv(live, "admin", "user", "list", "--user", "root", "--token-file", str(token_file)).stdout
+    assert "root" in listed
+    fresh = shardkv(live, "admin", "user", "token", "root", login=root).stdout.strip()
+    assert shardkv(live, "admin", "user", "list", login=root).returncode == 1, "the old token is worth nothing"
+    assert shardkv(live, "admin", "access", "disable", login=Login("root", fresh)).returncode == 0
+    with live.clerk() as clerk:
+        eventually(lambda: not denied(lambda: clerk.get("other")))
+
+    secret = (live.directory / "secret").read_text().strip()
+    logs = "".join(path.read_text() for path in live.directory.glob("*/log"))
+    assert "denied kv.write to 'app'" in logs
+    for text in (root.token, app.token, secret):
+        assert text not in logs
+        for process in live.cluster().processes:
+            assert text.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+
+
+def is_denied_without_controllers(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            kv_grpc.KVStub(channel).Get(pb.GetRequest(key=b"app/1", stale=True), timeout=5)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.PERMISSION_DENIED
+    raise AssertionError("it answered a stranger")
+
+
+def test_users_and_processes_are_known_by_their_certificates(tmp_path: Path) -> None:
+    def certify(name: str, *options: str) -> Tls:
+        command = [*SHARDKV, "certs", str(tmp_path), "--name", name, *options]
+        subprocess.run(command, check=True, capture_output=True)
+        return Tls(tmp_path / f"{name}.pem", tmp_path / f"{name}.key", tmp_path / "ca.pem")
+
+    node, root, guest = certify("node"), certify("root", "--client"), certify("guest", "--client")
+    options = {"tls_cert": node.cert, "tls_key": node.key, "tls_ca": node.ca}
+    with LiveCluster(groups=1, replicas=3, controllers=1, shards=2, **options) as live:
+        with_root = ["--tls-cert", str(root.cert), "--tls-key", str(root.key), "--tls-ca", str(root.ca)]
+        add = ["admin", "user", "add", "root", "--role", "admin", "--certificate-only"]
+        assert shardkv(live, *add, *with_root).returncode == 0
+        enabled = shardkv(live, "admin", "access", "enable", *with_root)
+        assert enabled.returncode == 0, enabled.stderr
+        with ShardClerk(live.controllers, timeout=10, tls=root) as clerk:
+            clerk.put("k", "v")
+            assert clerk.get("k") == b"v"
+        with (
+            ShardClerk(live.controllers, timeout=10, tls=guest) as clerk,
+            pytest.raises(ShardKVError, match="who are"),
+        ):
+            clerk.get("k")
+        (live.directory / "secret").unlink()  # the certificates are enough for the processes
+        cluster = live.cluster()
+        for process in list(cluster.processes):
+            cluster.kill(process)
+            cluster.start(process)
+        with ShardClerk(live.controllers, timeout=30, tls=root) as clerk:
+            clerk.put("k", "w")
+            assert clerk.get("k", consistency="any") == b"w"
