@@ -22,7 +22,7 @@ from bench.live import Appenders, LiveCluster, in_background
 from client import ShardClerk
 from raft.rpc import TcpDialer
 from shardkv.cli.common import run_async
-from shardkv.cli.overview import ask_status
+from shardkv.observe.overview import ask_status
 
 MAX_VALUE = 1 << 20
 

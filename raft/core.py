@@ -70,8 +70,7 @@ class Raft:
         self._now = 0.0
         self._saved = hard_state
         self._elapsed = 0  # ticks since the timer was reset; what it times depends on the role
-        self._heartbeat_elapsed = 0
-        self._ticks_since_start = 0
+        self._heartbeat_elapsed = self._ticks_since_start = 0
         self._timeout = self._draw_timeout()
         self._messages: list[Envelope] = []
         self._promises: list[Envelope] = []
@@ -189,13 +188,6 @@ class Raft:
             if promise.to == self.id:
                 self._deliver(promise)  # our own vote: it counts from the disk on, like any other
         self._advance_commit()
-
-    def has_room(self) -> bool:
-        """Whether a quorum has room on its disks, as far as this leader was told (`room.py`)."""
-        room = {self.id: not self.low}
-        if isinstance(self.role, Leader):
-            room |= {node: not peer.low for node, peer in self.role.progress.items()}
-        return has_quorum(self.membership, room)
 
     def compact(self, to: Index) -> None:
         """The state machine is durable up to `to`: the log below may go."""

@@ -19,10 +19,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from raft.errors import RaftError
+from raft.quorum import has_quorum
 from raft.roles import Leader
 from raft.types import NOBODY
 
 if TYPE_CHECKING:
+    from raft.core import Raft
     from raft.rsm import ReplicatedMachine
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,14 @@ def judge(free_bytes: int, reserve_bytes: int, before: Room) -> Room:
     if below(reserve_bytes // FULL_PART, before is Room.FULL):
         return Room.FULL
     return Room.LOW if below(reserve_bytes, before is not Room.PLENTY) else Room.PLENTY
+
+
+def has_room(core: Raft) -> bool:
+    """Whether a quorum has room on its disks, as far as this leader was told."""
+    room = {core.id: not core.low}
+    if isinstance(core.role, Leader):
+        room |= {node: not peer.low for node, peer in core.role.progress.items()}
+    return has_quorum(core.membership, room)
 
 
 async def watch(

@@ -28,6 +28,7 @@ from raft.node import Node, NodeOptions
 from raft.progress import Mode
 from raft.quorum import Membership
 from raft.roles import Leader
+from raft.room import has_room
 from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, NodeId, SnapshotMeta, Term
 from raft.wal import open_wal
@@ -171,7 +172,7 @@ class ReplicatedMachine:
 
     def check_room(self) -> None:
         """To be asked before what makes the state grow. Raises NoRoom."""
-        if self.core.is_leader and not self.core.has_room():
+        if self.core.is_leader and not has_room(self.core):
             raise NoRoom("the disks of this group are nearly full: it takes only deletes until there is room")
 
     def check_running(self) -> None:

@@ -21,6 +21,21 @@ Range = tuple[bytes, bytes]
 PAIR = struct.Struct("<II")
 
 
+class View(Protocol):
+    """Everything that an engine held at one moment, whatever is written since. `close` it."""
+
+    applied: SnapshotMeta
+
+    def scan(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs from `start` on. Raises ViewGone."""
+
+    def close(self) -> None: ...
+
+
+class ViewGone(Exception):
+    """The view was closed, or its engine became another replica's snapshot."""
+
+
 class Engine(Protocol):
     """Keys are bytes in byte order."""
 
@@ -43,6 +58,8 @@ class Engine(Protocol):
         """Give the space of a deleted range back to the disk, in the background."""
 
     async def flush(self) -> Index: ...
+
+    def view(self) -> View: ...
 
     async def open_snapshot(self) -> SnapshotSource: ...
 
@@ -89,6 +106,9 @@ class MemoryEngine(InMemoryMachine):
     def reclaim(self, start: bytes, end: bytes) -> None:
         """Memory is given back already."""
 
+    def view(self) -> MemoryView:
+        return MemoryView(self.applied, self._pairs.copy())
+
     def dump(self) -> bytes:
         parts: list[bytes] = []
         for key, value in self._pairs.items():
@@ -103,6 +123,20 @@ class MemoryEngine(InMemoryMachine):
             pairs[data[offset + PAIR.size : middle]] = data[middle : middle + value_length]
             offset = middle + value_length
         self._pairs = SortedDict(pairs)
+
+
+class MemoryView:
+    """A copy: what is in memory is small."""
+
+    def __init__(self, applied: SnapshotMeta, pairs: Any) -> None:
+        self.applied, self._pairs = applied, pairs
+
+    def scan(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key in self._pairs.irange(start):
+            yield key, self._pairs[key]
+
+    def close(self) -> None:
+        self._pairs = SortedDict()
 
 
 class Batch:

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from rocksdict import (
     AccessType,
@@ -47,7 +48,7 @@ from rocksdict import (
 from raft.errors import StorageError
 from raft.snapshot import SnapshotSink
 from raft.types import Index, SnapshotMeta
-from shardkv.engine import Range
+from shardkv.engine import Range, ViewGone
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class RocksEngine:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="rocks")
         self._open = threading.Lock()  # held by background work, so that the database stays open
         self._numbered = 0
+        self._views: WeakSet[RocksView] = WeakSet()
         current = directory / CURRENT
         name = current.read_text().strip() if current.exists() else ""
         for leftover in directory.iterdir():
@@ -175,6 +177,7 @@ class RocksEngine:
 
     def close(self) -> None:
         self._background.shutdown(wait=True)
+        self._end_views()
         try:
             self._db.close()  # it writes its tables first
         except Exception as error:
@@ -182,6 +185,16 @@ class RocksEngine:
             log.error("the database was not closed in order: %s", error)
 
     # ---- snapshots
+
+    def view(self) -> RocksView:
+        view = RocksView(self._applied, self._db.iter())
+        self._views.add(view)
+        return view
+
+    def _end_views(self) -> None:
+        """They are of a database that is about to be closed."""
+        for view in list(self._views):
+            view.close()
 
     async def open_snapshot(self) -> CheckpointSource:
         self._numbered += 1
@@ -204,6 +217,7 @@ class RocksEngine:
         old, number = self._name, int(self._name.rpartition("-")[2]) + 1
         self._name = f"db-{number}"
         sink.path.rename(self._directory / self._name)
+        self._end_views()
         with self._open:
             self._db.close()
             self._point_to(self._name)
@@ -314,6 +328,30 @@ class CheckpointSink:
             self._file.close()
             self._file = None
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+class RocksView:
+    """One iterator of RocksDB: wherever it is put, it shows the database as it was when it was made.
+
+    It keeps what it needs from being compacted away until it is closed. (A `Snapshot` of
+    rocksdict 0.3.29 will not do: its gets show the old state, but its iterators the newest.)
+    """
+
+    def __init__(self, applied: SnapshotMeta, iterator: Any) -> None:
+        self.applied, self._iterator = applied, iterator
+
+    def scan(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        iterator = self._iterator
+        if iterator is None:
+            raise ViewGone("the replica has taken another's snapshot in")
+        # Above the key of the applied index, which is the engine's own.
+        iterator.seek(max(start, APPLIED_KEY + b"\0"))
+        while iterator.valid():
+            yield iterator.key(), iterator.value()
+            iterator.next()
+
+    def close(self) -> None:
+        self._iterator = None
 
 
 def _rocks_options(options: RocksOptions, cache: Cache | None) -> Options:

@@ -16,18 +16,21 @@ from google.protobuf.message import DecodeError
 from raft.answers import Code, answer, refuse
 from raft.doors import Dialer
 from raft.errors import RaftError
+from raft.room import has_room
 from raft.rsm import ReplicatedMachine
 from raft.types import NodeId
 from shardctrler.query import ControllerClient
 from shardctrler.server import change_members, refusal_of
 from shardkv import commands, frames, lending
 from shardkv import shardkv_pb2 as pb
+from shardkv.engine import ViewGone
 from shardkv.frames import Limits, MalformedFrame
 from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.ownership import Row
 from shardkv.reading import read_frame
+from shardkv.viewing import Views, read_log
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class GroupServer:
         self._limits, self._clock_ms = limits, clock_ms
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
+        self._views = Views(self.machine)
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
@@ -61,6 +65,7 @@ class GroupServer:
         return self._clock_ms()
 
     async def stop(self) -> None:
+        self._views.close()
         await self.migrator.stop()
         await self.replica.stop()
 
@@ -82,6 +87,12 @@ class GroupServer:
                     return answer(json.dumps(self.status()).encode())
                 case "raft.members":
                     return await change_members(self.replica, payload)
+                case "kv.view":
+                    return answer(await self._view(pb.ViewRequest.FromString(payload)))
+                case "kv.log":
+                    request = pb.LogRequest.FromString(payload)
+                    now_ms = self._clock_ms()
+                    return answer((await read_log(self.replica, request, now_ms)).SerializeToString())
                 case "kv.transfer":
                     return self._transfer(int(payload or b"0"))
                 case _:
@@ -89,6 +100,8 @@ class GroupServer:
         except (MalformedFrame, DecodeError, ValueError) as error:
             log.warning("refused a call of %s: %s", method, error)
             return refuse(Code.BAD_REQUEST, f"{type(error).__name__}: {error}")
+        except ViewGone as error:
+            return refuse(Code.RETRY, str(error))
         except RaftError as error:
             return refusal_of(error, self.replica)
 
@@ -143,6 +156,11 @@ class GroupServer:
 
     # ---- for operators
 
+    async def _view(self, request: pb.ViewRequest) -> bytes:
+        if not request.id and not request.close:
+            await self.replica.read_barrier()  # all that was acknowledged before is in it
+        return self._views.answer(request).SerializeToString()
+
     def _transfer(self, to: NodeId) -> bytes:
         if not to:
             others = [node for node in self.replica.core.membership.voters if node != self.replica.core.id]
@@ -173,7 +191,7 @@ class GroupServer:
             "config_num": machine.ownership.config_num,
             "operations": machine.operations,
             "room": self.replica.node.room.name,
-            "read_only": self.replica.is_leader and not core.has_room(),
+            "read_only": self.replica.is_leader and not has_room(core),
             "free_bytes": self.replica.node.free_bytes,
             "shards": {
                 str(row.shard): self._row_status(row)

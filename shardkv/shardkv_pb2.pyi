@@ -144,6 +144,72 @@ class ServesReply(_message.Message):
     yes: bool
     def __init__(self, yes: bool = ...) -> None: ...
 
+class ViewRequest(_message.Message):
+    __slots__ = ("id", "cursor", "close")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    cursor: bytes
+    close: bool
+    def __init__(self, id: _Optional[int] = ..., cursor: _Optional[bytes] = ..., close: bool = ...) -> None: ...
+
+class ViewReply(_message.Message):
+    __slots__ = ("id", "applied_index", "applied_term", "config_num", "clock_ms", "page")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_TERM_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_NUM_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    applied_index: int
+    applied_term: int
+    config_num: int
+    clock_ms: int
+    page: bytes
+    def __init__(self, id: _Optional[int] = ..., applied_index: _Optional[int] = ..., applied_term: _Optional[int] = ..., config_num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., page: _Optional[bytes] = ...) -> None: ...
+
+class LogRequest(_message.Message):
+    __slots__ = ("after", "wait_ms", "barrier")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    BARRIER_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    wait_ms: int
+    barrier: bool
+    def __init__(self, after: _Optional[int] = ..., wait_ms: _Optional[int] = ..., barrier: bool = ...) -> None: ...
+
+class LoggedEntry(_message.Message):
+    __slots__ = ("index", "term", "kind", "data")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    term: int
+    kind: int
+    data: bytes
+    def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class LogReply(_message.Message):
+    __slots__ = ("entries", "base_index", "applied_index", "now_ms")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BASE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LoggedEntry]
+    base_index: int
+    applied_index: int
+    now_ms: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ...) -> None: ...
+
+class LogChunk(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LoggedEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ...) -> None: ...
+
 class Identity(_message.Message):
     __slots__ = ("session", "seq", "issued_ms")
     SESSION_FIELD_NUMBER: _ClassVar[int]

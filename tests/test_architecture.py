@@ -63,11 +63,12 @@ MAY_IMPORT = {
     "bench": {"raft", "shardctrler", "shardkv", "client"},
 }
 # What in the servers' package is a client itself.
-SHARDKV_CLIENTS = ("shardkv/cli/", "shardkv/load/")
+SHARDKV_CLIENTS = ("shardkv/cli/", "shardkv/load/", "shardkv/backup/")
 # A client knows nothing of servers: of the others' files it uses these alone.
 CLIENT_MAY = {
     "raft.answers",
     "raft.doors",
+    "raft.gate",
     "raft.rpc",
     "raft.tls",
     "shardctrler.query",

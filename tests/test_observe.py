@@ -20,8 +20,8 @@ from rich.console import Console
 from bench.live import SHARDKV, LiveCluster, free_port_base, in_background
 from client import ShardClerk
 from shardctrler.shard_map import Config, Group, Shard
-from shardkv.cli.overview import Overview
 from shardkv.cli.top import Screen
+from shardkv.observe.overview import Overview
 
 ROOT = Path(__file__).parent.parent
 Samples = dict[tuple[str, str], float]

@@ -15,7 +15,7 @@ import pytest
 from bench.live import LiveCluster
 from client import ShardClerk
 from client.errors import OutOfSpace
-from raft.room import Room, judge
+from raft.room import Room, has_room, judge
 from tests.sim.world import World, in_world
 
 pytestmark = pytest.mark.timeout(120)
@@ -46,14 +46,14 @@ async def test_a_quorum_without_room_takes_deletes_only_and_recovers(world: Worl
     for process in members[:2]:
         world.set_room(process, Room.LOW)
     leader = members[2]  # the only one with room leads
-    await wait_for(lambda: leader.rsm.is_leader and not leader.rsm.core.has_room())
+    await wait_for(lambda: leader.rsm.is_leader and not has_room(leader.rsm.core))
     with pytest.raises(OutOfSpace, match="nearly full"):
         await clerk.put(b"during", b"2")
     assert await clerk.get(b"before") == b"1"
     assert await clerk.delete(b"before") is True
     for process in members:
         world.set_room(process, Room.PLENTY)
-    await wait_for(leader.rsm.core.has_room)
+    await wait_for(lambda: has_room(leader.rsm.core))
     await clerk.put(b"after", b"3")
     assert await clerk.get(b"during") is None, "what was refused was not done"
 

@@ -108,6 +108,22 @@ def test_a_snapshot_makes_another_engine_the_same(open_engine: Callable[[str], E
     assert again.applied == SnapshotMeta(9, 3) and again.get(b"old") is None
 
 
+def test_a_view_shows_one_moment_however_it_is_read(open_engine: Callable[[str], Engine]) -> None:
+    engine = open_engine("a")
+    pairs = {b"d%05d" % n: b"1" for n in range(2000)}
+    engine.write([], dict(pairs), SnapshotMeta(9, 3))
+    view = engine.view()
+    before = list(zip(view.scan(b""), range(1000), strict=False))
+    engine.write([(b"d00500", b"d01500")], {b"d00001": b"2", b"d01999x": b"2"}, SnapshotMeta(10, 3))
+    asyncio.run(engine.flush())
+    assert [pair for pair, _ in before] == sorted(pairs.items())[:1000]
+    assert list(view.scan(b"")) == sorted(pairs.items()), "read again from the start"
+    assert list(view.scan(b"d00500")) == sorted(pairs.items())[500:]
+    assert view.applied == SnapshotMeta(9, 3)
+    view.close()
+    assert engine.get(b"d00001") == b"2"
+
+
 def test_a_cut_snapshot_is_refused(open_engine: Callable[[str], Engine]) -> None:
     source, target = open_engine("a"), open_engine("b")
     source.write([], {b"k": b"v" * 1000}, SnapshotMeta(9, 3))

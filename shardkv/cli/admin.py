@@ -34,7 +34,7 @@ from shardkv.cli.common import (
     text,
     timeout_option,
 )
-from shardkv.cli.overview import Overview, look, problems, role_of, wait_settled
+from shardkv.observe.overview import Overview, look, problems, role_of, wait_settled
 from shardkv.process import split_addresses
 
 T = TypeVar("T")

@@ -24,6 +24,7 @@ from client.errors import DeadlineExceeded, ShardKVError, Unavailable
 from raft.gate import Login
 from raft.tls import BadCertificate, Tls
 from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
+from shardkv.backup.store import BackupError
 from shardkv.process import split_addresses
 
 T = TypeVar("T")
@@ -62,6 +63,8 @@ def handled(command: Callable[..., T]) -> Callable[..., T]:
             fail(f"PermissionDenied: {error}", REFUSED)
         except AdminRefused as error:
             fail(f"refused ({error.kind}): {error}", REFUSED)
+        except BackupError as error:
+            fail(str(error), REFUSED)
         except (BadQuery, ShardKVError, BadCertificate) as error:
             fail(f"{type(error).__name__}: {error}", REFUSED)
         except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from shardkv.cli.admin import admin, status
+from shardkv.cli.backup import backup, restore
 from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
 from shardkv.cli.data import append, cas, delete, get, put, scan
@@ -26,7 +27,24 @@ def main() -> None:
 
 for group in (member, user, access):
     admin.add_command(group)
-for command in (up, down, serve, put, get, append, delete, cas, scan, admin, bench, certs, status, top):
+for command in (
+    up,
+    down,
+    serve,
+    put,
+    get,
+    append,
+    delete,
+    cas,
+    scan,
+    admin,
+    backup,
+    restore,
+    bench,
+    certs,
+    status,
+    top,
+):
     main.add_command(command)
 
 if __name__ == "__main__":

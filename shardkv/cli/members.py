@@ -27,7 +27,7 @@ from shardkv.cli.common import (
     print_json,
     print_table,
 )
-from shardkv.cli.overview import ask_status
+from shardkv.observe.overview import ask_status
 from shardkv.process import split_addresses
 
 Members = dict[str, str]  # replica number -> address

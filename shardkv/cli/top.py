@@ -16,7 +16,7 @@ from rich.text import Text
 from shardctrler.query import ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import console, controllers_option, handled, timeout_option
-from shardkv.cli.overview import Overview, problems, role_of
+from shardkv.observe.overview import Overview, problems, role_of
 
 MEGABYTE = 1 << 20
 PLAIN_COLUMNS = 160  # of a file or a pipe, which have no width

@@ -27,8 +27,8 @@ from shardkv.cli.common import (
     use_login,
     use_tls,
 )
-from shardkv.cli.overview import Overview, wait_settled
 from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
+from shardkv.observe.overview import Overview, wait_settled
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5

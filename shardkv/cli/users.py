@@ -21,7 +21,7 @@ from shardkv.cli.common import (
     print_table,
     timeout_option,
 )
-from shardkv.cli.overview import Overview
+from shardkv.observe.overview import Overview
 
 role_choice = click.Choice([role.value for role in Role])
 prefix_option = click.option(

@@ -29,8 +29,8 @@ from client import AsyncShardClerk
 from raft.rpc import TcpDialer
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
-from shardkv.cli.overview import look
 from shardkv.cluster import Cluster, Process
+from shardkv.observe.overview import look
 from tests.chaos.proxy import Cuts, Proxy, holds, socket_inode
 from tests.check.linearizability import NotLinearizable
 from tests.sim.workload import Workload

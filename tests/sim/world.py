@@ -31,11 +31,11 @@ from shardctrler.query import ControllerClient
 from shardctrler.server import ControllerServer
 from shardctrler.shard_map import Config
 from shardkv import layout
-from shardkv.cli.overview import Overview, look
 from shardkv.engine import MemoryEngine
 from shardkv.frames import Limits
 from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
+from shardkv.observe.overview import Overview, look
 from shardkv.server import GroupServer
 from tests.sim import loop
 from tests.sim.disk import SimDisk

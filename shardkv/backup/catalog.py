@@ -1,0 +1,104 @@
+"""What backups there are, whether they are whole, and getting rid of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime, timedelta
+
+from shardkv.backup.archive import Segment, segments
+from shardkv.backup.manifest import Manifest, name_of
+from shardkv.backup.store import BackupError, Damaged, Store, chunk_name
+
+PENDING_AGE = timedelta(days=1)  # older marks were left by a run that was killed and not repeated
+READS_AT_ONCE = 8
+
+
+async def backups(store: Store) -> list[Manifest]:
+    """All of them, the oldest first. Raises Damaged."""
+    found = []
+    async for item in store.list("backups/"):
+        found.append(Manifest.decode(f"{store.url}: {item.name}", await store.get(item.name)))
+    return sorted(found, key=lambda manifest: manifest.time_ms)
+
+
+async def find(store: Store, id: str) -> Manifest:
+    """A backup by its id; the newest for an empty one. Raises BackupError."""
+    if not id:
+        found = await backups(store)
+        if not found:
+            raise BackupError(f"{store.url}: there is no backup")
+        return found[-1]
+    if not id.replace("-", "").isalnum():
+        raise BackupError(f"{id!r} is not a backup's id")
+    name = name_of(id)
+    if name not in [item.name async for item in store.list("backups/")]:
+        raise BackupError(f"{store.url}: there is no backup {id}")
+    return Manifest.decode(f"{store.url}: {name}", await store.get(name))
+
+
+async def verify(
+    store: Store, digests: Iterable[str], done: Callable[[int], None] = lambda count: None
+) -> None:
+    """Read every chunk and hold it against its name. Raises BackupError."""
+    async for count, _ in fetched(store, digests):
+        done(count)
+
+
+async def fetched(store: Store, digests: Iterable[str]) -> AsyncIterator[tuple[int, bytes]]:
+    """The chunks in order, some read ahead: (how many by now, content). Raises BackupError."""
+    waiting: list[asyncio.Task[bytes]] = []
+    count = 0
+    try:
+        for digest in digests:
+            if len(waiting) == READS_AT_ONCE:
+                count += 1
+                yield count, await waiting.pop(0)
+            waiting.append(asyncio.create_task(store.get_chunk(digest)))
+        while waiting:
+            count += 1
+            yield count, await waiting.pop(0)
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def delete(store: Store, id: str) -> tuple[int, int]:
+    """Delete a backup, and then what no other one needs: (chunks, segments of the archive).
+
+    While a backup is being made its chunks have no manifest yet: then nothing but the
+    manifest goes, and the next deletion cleans up. Raises BackupError.
+    """
+    await find(store, id)
+    await store.delete(name_of(id))
+    oldest = datetime.now(UTC) - PENDING_AGE
+    async for item in store.list("pending/"):
+        if item.changed > oldest:
+            return 0, 0
+        await store.delete(item.name)
+    left = await backups(store)
+    needed = {chunk_name(digest) for manifest in left for digest in manifest.digests()}
+    chunks = 0
+    async for item in store.list("chunks/"):
+        if item.name not in needed:
+            await store.delete(item.name)
+            chunks += 1
+    return chunks, await _prune_archive(store, left)
+
+
+async def _prune_archive(store: Store, left: list[Manifest]) -> int:
+    """Segments before every backup that is left: no restore begins so early any more."""
+    count = 0
+    for cluster in {manifest.cluster for manifest in left}:
+        for gid, of_group in (await segments(store, cluster)).items():
+            first = [m.groups[gid].index for m in left if m.cluster == cluster and gid in m.groups]
+            for segment in of_group:
+                # Groups that no backup knows joined later: theirs are whole from the beginning.
+                if first and segment.last <= min(first):
+                    await store.delete(segment.name)
+                    count += 1
+    return count
+
+
+__all__ = ["Damaged", "Segment", "backups", "delete", "fetched", "find", "verify"]

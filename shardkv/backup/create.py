@@ -1,0 +1,203 @@
+"""Making a backup: all groups at one moment, under one configuration.
+
+First a view is opened at every group, then comes the moment: each group's log from its view
+to there is taken as well, and only then are the views copied, at leisure. So what one sees
+after a restore is a cut at that moment by the groups' clocks, not a walk that began before it
+and ended after it.
+
+Whoever begins anew finds the chunks that are there already, by their names: a backup that was
+cut off goes on where it was, and the next one writes only what has changed since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+
+from raft.doors import Dialer
+from raft.rsm import unstamp
+from raft.types import Entry, Kind
+from shardctrler.query import ControllerClient
+from shardctrler.shard_map import Config
+from shardkv import commands
+from shardkv import shardkv_pb2 as pb
+from shardkv.backup.chunks import Chunker
+from shardkv.backup.manifest import GroupPart, Manifest, name_of
+from shardkv.backup.source import GroupView, SourceLost, Throttle, open_view, read_log
+from shardkv.backup.store import BackupError, Store, chunk_name, packed
+from shardkv.observe.overview import look
+
+ATTEMPTS = 5
+SETTLE_SECONDS = 60.0
+UPLOADS_AT_ONCE = 4
+QUERY_SECONDS = 10.0
+
+
+class _Moved(BackupError):
+    """The configuration changed under way."""
+
+
+@dataclass
+class Progress:
+    """What has been done so far, in bytes of pairs."""
+
+    read: int = 0
+    stored: int = 0  # of these, what was not there yet, as it is compressed
+    known: int = 0  # chunks that were there already
+    written: int = 0
+
+
+class Backup:
+    """One run of `shardkv backup create`."""
+
+    def __init__(
+        self,
+        controller: ControllerClient,
+        dialer: Dialer,
+        store: Store,
+        rng: Random,
+        rate: float = 0.0,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        """`rate`: bytes a second to read from the cluster, 0 for as fast as it goes."""
+        self._controller, self._dialer, self._store, self._rng = controller, dialer, store, rng
+        self._throttle = Throttle(rate)
+        self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._there: set[str] = set()
+        self._on_progress = on_progress
+        self.progress = Progress()
+
+    async def create(self) -> Manifest:
+        """Raises BackupError, ControllerUnavailable, AccessDenied."""
+        id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        pending = f"pending/{id}"
+        await self._store.put(pending, b"being made")
+        self._there = {found.name async for found in self._store.list("chunks/")}
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                manifest = await self._attempt(id)
+                break
+            except (SourceLost, _Moved) as error:
+                if attempt == ATTEMPTS:
+                    raise BackupError(f"given up after {ATTEMPTS} attempts: {error}") from None
+                self.progress = Progress()
+        await self._store.put(name_of(id), manifest.encode())
+        await self._store.delete(pending)
+        return manifest
+
+    async def _attempt(self, id: str) -> Manifest:
+        config = await self._settled()
+        views: dict[int, GroupView] = {}
+        try:
+            for gid, group in sorted(config.groups.items()):
+                views[gid] = await open_view(self._dialer, group.addresses, self._rng)
+            if any(view.config_num != config.num for view in views.values()):
+                raise _Moved("the configuration changes")
+            time_ms = max([await self._now(config.groups[gid].addresses, view) for gid, view in views.items()])
+            manifest = Manifest(id, self._controller.cluster, config.num, time_ms, len(config.by_id))
+            for gid, view in views.items():
+                part = GroupPart(view.index, view.term)
+                await self._log_until(part, config.groups[gid].addresses, time_ms)
+                manifest.groups[gid] = part
+            async with asyncio.TaskGroup() as copies:
+                for gid, view in views.items():
+                    copies.create_task(self._copy(view, manifest.groups[gid]))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the others were cancelled for it
+        finally:
+            for view in views.values():
+                await view.close()
+        return manifest
+
+    async def _settled(self) -> Config:
+        """The latest configuration, once every shard serves under it."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            overview = await look(self._controller, self._dialer, [], QUERY_SECONDS)
+            if not overview.config.groups:
+                raise BackupError("no group has joined: there is nothing to back up")
+            serving, total = overview.settled()
+            if serving == total:
+                await self._controller.changes(overview.config.num, 0.0, QUERY_SECONDS)  # for the cluster's id
+                return overview.config
+            if time.monotonic() > deadline:
+                raise BackupError(
+                    f"{total - serving} of {total} shards do not serve: wait until they do "
+                    "(`shardkv admin status`)"
+                )
+            await asyncio.sleep(0.1)
+
+    async def _now(self, addresses: tuple[str, ...], view: GroupView) -> int:
+        """A group's clock, after its view was opened."""
+        return (await read_log(self._dialer, addresses, view.index, 0.0)).now_ms
+
+    async def _log_until(self, part: GroupPart, addresses: tuple[str, ...], time_ms: int) -> None:
+        """The entries after a view that belong before the moment. Whoever answers is past it by its clock."""
+        part.last, newest = part.index, 0
+        while True:
+            reply = await read_log(self._dialer, addresses, part.last, 0.0, barrier=True)
+            kept = pb.LogChunk()
+            for entry in reply.entries:
+                stamp, command = unstamp(Entry(entry.index, entry.term, Kind(entry.kind), entry.data))
+                newest = max(newest, stamp)
+                if newest > time_ms:
+                    break
+                if command and command[0] == commands.LEARN:
+                    raise _Moved("the configuration changed under way")
+                kept.entries.append(entry)
+            if kept.entries:
+                part.log.append(await self._store_chunk(kept.SerializeToString()))
+                part.last = kept.entries[-1].index
+            if newest > time_ms:
+                return
+            if part.last == reply.applied_index and reply.now_ms > time_ms:
+                return  # what comes after this is stamped later
+            if part.last == reply.applied_index:
+                await asyncio.sleep(0.01)  # its clock is behind another's
+
+    async def _copy(self, view: GroupView, part: GroupPart) -> None:
+        chunker = Chunker()
+        # In order, a few at a time: memory for a few chunks.
+        waiting: list[asyncio.Task[str]] = []
+
+        async def store(content: bytes) -> None:
+            if len(waiting) >= UPLOADS_AT_ONCE:
+                part.chunks.append(await waiting.pop(0))
+            waiting.append(asyncio.create_task(self._store_chunk(content)))
+
+        try:
+            async for pairs in view.pages():
+                size = sum(len(key) + len(value) for key, value in pairs)
+                part.pairs += len(pairs)
+                part.bytes += size
+                await self._throttle.take(size)
+                for content in chunker.add(pairs):
+                    await store(content)
+                self.progress.read += size
+                self._on_progress(self.progress)
+            for content in chunker.rest():
+                await store(content)
+            while waiting:
+                part.chunks.append(await waiting.pop(0))
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _store_chunk(self, content: bytes) -> str:
+        async with self._uploads:
+            digest, stored = await asyncio.to_thread(packed, content)
+            name = chunk_name(digest)
+            if name in self._there:
+                self.progress.known += 1
+            else:
+                await self._store.put(name, stored)
+                self._there.add(name)
+                self.progress.written += 1
+                self.progress.stored += len(stored)
+        return digest

@@ -1,0 +1,73 @@
+"""What a backup is made of. Pure: JSON with a checksum over itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+from shardkv.backup.store import Damaged
+
+FORMAT = 1
+
+
+@dataclass
+class GroupPart:
+    """One group: its state after entry `index`, and the log from there to the backup's moment."""
+
+    index: int
+    term: int
+    chunks: list[str] = field(default_factory=list)  # digests, in key order
+    pairs: int = 0
+    bytes: int = 0
+    log: list[str] = field(default_factory=list)  # digests of chunks of entries
+    last: int = 0  # the last entry at the backup's moment
+
+
+@dataclass
+class Manifest:
+    id: str
+    cluster: str
+    config_num: int
+    time_ms: int  # the moment that the backup shows, by the groups' clocks
+    shards: int = 0
+    groups: dict[int, GroupPart] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of keys and values, and of what a group keeps beside them."""
+        return sum(part.bytes for part in self.groups.values())
+
+    def digests(self) -> set[str]:
+        return {digest for part in self.groups.values() for digest in (*part.chunks, *part.log)}
+
+    def encode(self) -> bytes:
+        body = {"format": FORMAT, **asdict(self)}
+        text = json.dumps(body, sort_keys=True)
+        return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "backup": body}).encode()
+
+    @classmethod
+    def decode(cls, name: str, data: bytes) -> Manifest:
+        """Raises Damaged, with `name`."""
+        try:
+            outer = json.loads(data)
+            body = outer["backup"]
+            text = json.dumps(body, sort_keys=True)
+            if hashlib.sha256(text.encode()).hexdigest() != outer["sha256"]:
+                raise ValueError("it does not match its checksum")
+            if body.pop("format") != FORMAT:
+                raise ValueError("it is of another version of shardkv")
+            groups = {int(gid): GroupPart(**part) for gid, part in body.pop("groups").items()}
+            return cls(**body, groups=groups)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{name} is damaged: {error}") from None
+
+
+def moment(time_ms: int) -> str:
+    """For people, and to be given back to `--at`."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def name_of(backup: str) -> str:
+    return f"backups/{backup}.json"

@@ -1,0 +1,329 @@
+"""backup create, list, verify, delete, archive; restore."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+import click
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
+
+from client import AsyncShardClerk
+from shardkv.backup import catalog
+from shardkv.backup.archive import Archiver
+from shardkv.backup.create import Backup
+from shardkv.backup.create import Progress as Done
+from shardkv.backup.manifest import Manifest, moment
+from shardkv.backup.restore import Restore
+from shardkv.backup.store import open_store
+from shardkv.cli.admin import Session, with_session
+from shardkv.cli.common import (
+    console,
+    controllers_option,
+    find_controllers,
+    find_login,
+    find_tls,
+    handled,
+    output_option,
+    print_json,
+    print_table,
+    run_async,
+)
+from shardkv.frames import Limits
+
+T = TypeVar("T")
+MEGABYTE = 1_000_000
+WRITE_SECONDS = 60.0  # for one key, while a restore goes as fast as the cluster takes it
+# A cluster may take larger keys and values than clerks do by themselves.
+ANY_SIZE = Limits(key_bytes=65535, value_bytes=16 << 20)
+
+url_argument = click.argument("url", metavar="URL")
+rate_option = click.option(
+    "--rate", type=click.FloatRange(min=0), default=0.0, help="At most so many MB a second."
+)
+
+
+def _store_options(command: Callable[..., T]) -> Callable[..., T]:
+    command = click.option(
+        "--region",
+        envvar="AWS_REGION",
+        default="",
+        help="Of an S3 bucket; credentials are AWS_ACCESS_KEY_ID, ….",
+    )(command)
+    return click.option(
+        "--endpoint",
+        envvar="AWS_ENDPOINT_URL",
+        default="",
+        help="http(s)://… of an S3 server that is not Amazon's.",
+    )(command)
+
+
+@click.group()
+def backup() -> None:
+    """Back a cluster up to file:///directory or s3://bucket/prefix."""
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _facts(manifest: Manifest) -> dict[str, object]:
+    return {
+        "id": manifest.id,
+        "cluster": manifest.cluster,
+        "moment": moment(manifest.time_ms),
+        "config_num": manifest.config_num,
+        "shards": manifest.shards,
+        "groups": len(manifest.groups),
+        "pairs": sum(part.pairs for part in manifest.groups.values()),
+        "bytes": manifest.size,
+        "chunks": len(manifest.digests()),
+    }
+
+
+@backup.command()
+@url_argument
+@rate_option
+@_store_options
+@controllers_option
+@output_option
+@handled
+def create(url: str, rate: float, endpoint: str, region: str, controllers: str | None, output: str) -> None:
+    """Back up all shards, as they are at one moment. What is at URL already is not written again."""
+    store = open_store(url, endpoint, region)
+    done = Done()
+
+    async def run(session: Session) -> Manifest:
+        nonlocal done
+        with _bar() as bar:
+            task = bar.add_task("read", total=None)
+
+            def show(progress: Done) -> None:
+                bar.update(task, completed=progress.read)
+
+            rng = Random(random.SystemRandom().random())
+            work = Backup(session.controller, session.dialer, store, rng, rate * MEGABYTE, show)
+            manifest = await work.create()
+            done = work.progress
+            return manifest
+
+    manifest = with_session(controllers, run)
+    if output == "json":
+        facts = _facts(manifest)
+        print_json({"ok": True, **facts, "new_chunks": done.written, "written_bytes": done.stored})
+        return
+    click.echo(
+        f"backup {manifest.id} shows {moment(manifest.time_ms)}: {decimal(manifest.size)} of "
+        f"{len(manifest.groups)} groups under configuration {manifest.config_num}; "
+        f"{done.written} chunks are new ({decimal(done.stored)} compressed), {done.known} were there"
+    )
+
+
+@backup.command("list")
+@url_argument
+@_store_options
+@output_option
+@handled
+def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
+    """The backups at URL, the oldest first."""
+    found = run_async(catalog.backups(open_store(url, endpoint, region)))
+    if output == "json":
+        print_json([_facts(manifest) for manifest in found])
+        return
+    print_table(
+        ("backup", "moment", "groups", "shards", "pairs", "size"),
+        [
+            (
+                facts["id"],
+                facts["moment"],
+                facts["groups"],
+                facts["shards"],
+                f"{facts['pairs']:,}",
+                decimal(manifest.size),
+            )
+            for manifest in found
+            if (facts := _facts(manifest))
+        ],
+    )
+
+
+@backup.command()
+@url_argument
+@click.argument("id", required=False, default="")
+@_store_options
+@output_option
+@handled
+def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
+    """Read all of a backup, the newest by default, and hold it against its checksums."""
+    store = open_store(url, endpoint, region)
+
+    async def run() -> Manifest:
+        manifest = await catalog.find(store, id)
+        digests = sorted(manifest.digests())
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("chunks", total=len(digests))
+            await catalog.verify(store, digests, lambda count: bar.update(task, completed=count))
+        return manifest
+
+    manifest = run_async(run())
+    if output == "json":
+        print_json({"ok": True, **_facts(manifest)})
+    else:
+        click.echo(f"backup {manifest.id} is whole: {len(manifest.digests())} chunks match their checksums")
+
+
+@backup.command()
+@url_argument
+@click.argument("id")
+@_store_options
+@output_option
+@handled
+def delete(url: str, id: str, endpoint: str, region: str, output: str) -> None:
+    """Delete a backup, and the chunks and archived log that no other one needs."""
+    chunks, segments = run_async(catalog.delete(open_store(url, endpoint, region), id))
+    if output == "json":
+        print_json({"ok": True, "chunks": chunks, "segments": segments})
+    else:
+        click.echo(f"backup {id} is deleted, with {chunks} chunks and {segments} segments of the archive")
+
+
+@backup.command()
+@url_argument
+@click.option("--interval", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds.")
+@click.option("--once", is_flag=True, help="End after one round.")
+@_store_options
+@controllers_option
+@handled
+def archive(url: str, interval: float, once: bool, endpoint: str, region: str, controllers: str | None) -> None:
+    """Archive the log of every group as it grows, until Ctrl-C: for `restore --at`."""
+    store = open_store(url, endpoint, region)
+
+    async def run(session: Session) -> None:
+        archiver = Archiver(session.controller, session.dialer, store)
+        await archiver.begin()
+        while True:
+            for done in await archiver.round():
+                if done.gap_after:
+                    click.echo(
+                        f"group {done.gid}: entries after {done.gap_after} are lost to the archive; make a new backup",
+                        err=True,
+                    )
+                if done.entries:
+                    click.echo(f"group {done.gid}: {done.entries} entries, up to {done.last}")
+            if once:
+                return
+            await asyncio.sleep(interval)
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)  # as Ctrl-C: what was put there is whole, and the next run goes on
+    with_session(controllers, run)
+
+
+def _moment(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no time like 2026-11-25T12:34:56Z") from None
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+@click.command()
+@url_argument
+@click.argument("id", required=False, default="")
+@click.option("--at", callback=_moment, help="Time (ISO 8601; UTC unless it says): as the archived log has it.")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Where there is room for the data of all groups; the default is the directory for temporary files.",
+)
+@rate_option
+@_store_options
+@controllers_option
+@output_option
+@handled
+def restore(
+    url: str,
+    id: str,
+    at: int | None,
+    scratch: Path | None,
+    rate: float,
+    endpoint: str,
+    region: str,
+    controllers: str | None,
+    output: str,
+) -> None:
+    """Put a backup, the newest by default, into an empty cluster of any shape.
+
+    Cut off, it may be given again, and writes the same once more.
+    """
+    store = open_store(url, endpoint, region)
+    addresses, login, tls = find_controllers(controllers), find_login(), find_tls()
+
+    async def run(directory: Path) -> tuple[Manifest, int, int]:
+        with _bar() as bar:
+            loading, writing = bar.add_task("load", total=None), bar.add_task("write", total=None)
+            work = Restore(
+                store,
+                directory,
+                rate * MEGABYTE,
+                lambda size: bar.advance(loading, size),
+                lambda size: bar.advance(writing, size),
+            )
+            try:
+                manifest = await work.choose(id, at)
+                pieces = await work.revive(manifest, at)
+                clerk = AsyncShardClerk(addresses, timeout=WRITE_SECONDS, limits=ANY_SIZE, tls=tls, login=login)
+                async with clerk:
+                    name = manifest.id if at is None else f"{manifest.id} at {moment(at)}"
+                    return manifest, *await work.write(clerk, pieces, name)
+            finally:
+                work.close()
+
+    with _scratch(scratch) as directory:
+        manifest, keys, size = run_async(run(directory))
+    shown = moment(manifest.time_ms if at is None else at)
+    if output == "json":
+        print_json({"ok": True, "id": manifest.id, "moment": shown, "keys": keys, "bytes": size})
+    else:
+        click.echo(
+            f"restored {keys:,} keys ({decimal(size)}) as they were at {shown}, from backup {manifest.id}"
+        )
+
+
+@contextmanager
+def _scratch(parent: Path | None) -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="shardkv-restore-", dir=parent))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
