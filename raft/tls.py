@@ -31,6 +31,10 @@ class Tls:
         context.set_alpn_protocols(["h2"])  # gRPC asks for it; our own streams do not
         return context
 
+    def browsers(self) -> ssl.SSLContext:
+        """For a page that people look at: they log in, and have no certificate. Raises BadCertificate."""
+        return self._context(ssl.PROTOCOL_TLS_SERVER)
+
     def client(self) -> ssl.SSLContext:
         """Raises BadCertificate."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT)

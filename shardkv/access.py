@@ -147,6 +147,17 @@ class Access:
             log.warning("denied %s to %r from %s (%d times): %s", method, name, caller.address, count, why)
         return why
 
+    def login_refusal(self, login: Login | None) -> str:
+        """Why somebody with this login, or none, may not look at the cluster; empty if he may."""
+        accounts = self._accounts()
+        if accounts is not None and not accounts.enabled:
+            return ""
+        caller = Caller("the page") if login is None else Caller("the page").logged_in(login.encode())
+        user = self._user(accounts, caller) if accounts is not None else None
+        why = self._why_not(user, "kv.status", b"")
+        # A browser asks without a login first: that is no news.
+        return self._deny(caller, user, "the page", why) if why and login is not None else why
+
     # ---- gRPC
 
     def grpc_refusal(self, metadata: Any, right: Right, request: Any) -> str:

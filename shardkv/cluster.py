@@ -42,6 +42,7 @@ class Process:
     data: str
     listen: str = ""  # where it binds, if not at `address`: something stands before it
     metrics: str = ""  # where it answers Prometheus, if it does
+    web: str = ""  # where it shows the page to browsers, if it does
 
     @property
     def running(self) -> bool:
@@ -152,6 +153,16 @@ class Cluster:
                 process.metrics = f"127.0.0.1:{port}"
                 used.add(process.metrics)
 
+    def plan_web(self, port: int) -> None:
+        """Give each controller that has none a port for the page, from `port` on; it holds from its next start."""
+        used = {process.web for process in self.processes}
+        for process in self.processes:
+            if process.role == "controller" and not process.web:
+                while f"127.0.0.1:{port}" in used:
+                    port += 1
+                process.web = f"127.0.0.1:{port}"
+                used.add(process.web)
+
     # ---- life
 
     def command(self, process: Process) -> list[str]:
@@ -171,6 +182,8 @@ class Cluster:
             options += [f"--tls-{name}", path]
         if process.metrics:
             options += ["--metrics", process.metrics]
+        if process.web:
+            options += ["--web", process.web]
         if self.ephemeral:
             options.append("--ephemeral")
         return [sys.executable, "-m", "shardkv.cli.main", "serve", process.role, *options]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from sortedcontainers import SortedDict
@@ -59,6 +60,9 @@ class Engine(Protocol):
 
     async def flush(self) -> Index: ...
 
+    def estimate(self, start: bytes, end: bytes) -> int:
+        """About how many bytes lie in [start, end)."""
+
     def view(self) -> View: ...
 
     async def open_snapshot(self) -> SnapshotSource: ...
@@ -105,6 +109,12 @@ class MemoryEngine(InMemoryMachine):
 
     def reclaim(self, start: bytes, end: bytes) -> None:
         """Memory is given back already."""
+
+    def estimate(self, start: bytes, end: bytes) -> int:
+        pairs = self._pairs
+        count = pairs.bisect_left(end) - pairs.bisect_left(start)
+        some = list(islice(self.scan(start, end), 100))
+        return count * sum(len(key) + len(value) for key, value in some) // max(1, len(some))
 
     def view(self) -> MemoryView:
         return MemoryView(self.applied, self._pairs.copy())

@@ -11,6 +11,7 @@ is a bug or a broken disk, and stops the replica.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from raft.rsm import unstamp
@@ -42,6 +43,8 @@ class ShardMachine:
         self.engine = engine
         self._ttl_ms = session_ttl_ms
         self.operations = 0  # applied since the start, for status
+        self.writes: Counter[int] = Counter()  # of these, by shard
+        self.reads: Counter[int] = Counter()  # answered by this replica, by shard
         self._load()
 
     def _load(self) -> None:
@@ -173,6 +176,7 @@ class ShardMachine:
         if row is None or not row.serves:
             return self.refuse(row)
         self.operations += len(section.keys)
+        self.writes[section.shard] += len(section.keys)
         record = self._records.find(section.shard, section.session)
         if record is None:
             if not may_begin(issued_ms, self.clock_ms, self._ttl_ms):

@@ -17,7 +17,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -53,9 +53,11 @@ from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
+from shardkv.observe.overview import Overview, look
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
 from shardkv.unary import KVService
+from shardkv.web.server import NoWeb, Page, check_installed, open_page
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ IDENTITY = "identity.json"
 ACCOUNTS = "accounts"  # the users, as a group heard of them last
 CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
+LOOK_SECONDS = 2.0  # for the configuration that the page shows
 # The calls that metrics tell apart.
 METHODS = frozenset(
     [
@@ -113,6 +116,7 @@ class ProcessOptions:
     )
     joins_as: str = ""  # host:port of a replica that joins
     metrics: str = ""  # host:port for Prometheus
+    web: str = ""  # host:port for browsers; controllers only
     tls: Tls | None = None
     secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
     log_format: str = "text"
@@ -219,7 +223,7 @@ async def _listen(
     server.about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
     health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
     door = FrontDoor(options.cluster, metrics.timed(server.handle, METHODS), on_post, socket, gate)
-    stop_metrics = None
+    stop_metrics = stop_web = None
     try:
         await listener.start()
         await _open(options, door)
@@ -231,12 +235,16 @@ async def _listen(
                 raise CannotStart(
                     f"{options.metrics} cannot be listened on: {error.strerror or error}"
                 ) from None
+        if options.web:
+            stop_web = await _open_page(options, replica, gate, dialer, rng)
         await ended
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
     finally:
         if following is not None:
             following.cancel()
+        if stop_web is not None:
+            await stop_web()
         if stop_metrics is not None:
             await asyncio.to_thread(stop_metrics)
         await door.close()
@@ -262,6 +270,29 @@ async def _open(options: ProcessOptions, door: FrontDoor) -> None:
     except OSError as error:
         raise CannotStart(f"{address} cannot be listened on: {error.strerror or error}") from None
     log.info("listening on %s%s", address, " with TLS" if options.tls is not None else "")
+
+
+async def _open_page(
+    options: ProcessOptions, replica: ReplicatedMachine, gate: Access, dialer: TcpDialer, rng: Random
+) -> Callable[[], Awaitable[None]]:
+    """Serve the page at options.web; returns how to stop. Raises CannotStart, BadCertificate."""
+    host, port = _host_and_port(options.web)
+    if options.tls is None and not _is_loopback(host):
+        log.warning("the page at %s is WITHOUT TLS: tokens that are typed into it can be read", options.web)
+    client = ControllerClient(options.peers or (options.address,), dialer, rng)
+
+    async def look_around() -> Overview:
+        members = replica.core.membership
+        addresses = [members.addresses[node] for node in sorted(members.voters)]
+        return await look(client, dialer, addresses, LOOK_SECONDS)
+
+    page = Page(options.cluster, look_around, gate.login_refusal)
+    try:
+        stop = await open_page(page, host, port, options.tls.browsers() if options.tls is not None else None)
+    except OSError as error:
+        raise CannotStart(f"{options.web} cannot be listened on: {error.strerror or error}") from None
+    log.info("the page is at %s://%s/", "http" if options.tls is None else "https", options.web)
+    return stop
 
 
 def _is_loopback(host: str) -> bool:
@@ -361,8 +392,10 @@ def run(options: ProcessOptions) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
+        if options.web:
+            check_installed()
         _run(serve(options))
-    except (CannotStart, StorageError, BadCertificate) as error:
+    except (CannotStart, StorageError, BadCertificate, NoWeb) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
     except OSError as error:

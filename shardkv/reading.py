@@ -21,6 +21,7 @@ def _read_section(machine: ShardMachine, section: Section) -> bytes:  # hot: run
     row = machine.ownership.rows.get(section.shard)
     if row is None or not row.serves:
         return machine.refuse(row)
+    machine.reads[section.shard] += len(section.keys)
     if section.kinds.count(GET) == len(section.keys) and _all_inside(section, row):
         found = machine.engine.multi_get([b"d" + key for key in section.keys])
         statuses = bytes([Status.NOT_FOUND if value is None else Status.OK for value in found])

@@ -186,6 +186,15 @@ class RocksEngine:
 
     # ---- snapshots
 
+    def estimate(self, start: bytes, end: bytes) -> int:
+        """From the tables' borders: of one that lies across a border, the part that its keys make likely."""
+        size = 0.0
+        for table in self._db.live_files():
+            low, high = table["start_key"], table["end_key"]
+            if low < end and start <= high:
+                size += table["size"] * _overlap(low, high, start, end)
+        return int(size)
+
     def view(self) -> RocksView:
         view = RocksView(self._applied, self._db.iter())
         self._views.add(view)
@@ -386,6 +395,23 @@ def _sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _overlap(low: bytes, high: bytes, start: bytes, end: bytes) -> float:
+    """Which part of a table from `low` to `high` lies in [start, end), if its keys are spread evenly."""
+    shared = next(
+        (n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+    )
+    common = low[:shared]
+
+    def place(key: bytes) -> int:
+        if not key.startswith(common):
+            return 0 if key < low else 1 << 64
+        return int.from_bytes(key[len(common) : len(common) + 8].ljust(8, b"\0"), "big")
+
+    whole = place(high) - place(low)
+    part = min(place(high), place(end)) - max(place(low), place(start))
+    return max(0.0, min(1.0, part / whole)) if whole > 0 else 1.0
 
 
 def _disk_error(error: Exception) -> OSError:

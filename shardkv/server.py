@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -30,6 +30,7 @@ from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.ownership import Row
 from shardkv.reading import read_frame
+from shardkv.sizes import Sizes
 from shardkv.viewing import Views, read_log
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class GroupServer:
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._views = Views(self.machine)
+        self._sizes = Sizes(self.machine)
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
@@ -66,6 +68,7 @@ class GroupServer:
 
     async def stop(self) -> None:
         self._views.close()
+        await self._sizes.stop()
         await self.migrator.stop()
         await self.replica.stop()
 
@@ -169,14 +172,24 @@ class GroupServer:
         self.replica.node.transfer(to)
         return answer(b"")
 
-    def _row_status(self, row: Row) -> dict[str, object]:
-        said: dict[str, object] = {"state": row.state.name, "epoch": row.epoch, "waiting": len(row.queue)}
+    def _row_status(self, row: Row, sizes: Mapping[int, int]) -> dict[str, object]:
+        machine = self.machine
+        said: dict[str, object] = {
+            "state": row.state.name,
+            "epoch": row.epoch,
+            "waiting": len(row.queue),
+            "writes": machine.writes[row.shard],
+            "reads": machine.reads[row.shard],
+        }
+        if row.shard in sizes:
+            said["bytes"] = sizes[row.shard]
         seconds, why = self.migrator.stuck(row.shard, row.epoch)
         return {**said, "stuck_seconds": seconds, "why": why} if why else said
 
     def status(self) -> dict[str, object]:
         """What one replica knows of itself, for `admin status` and for tests."""
         core, machine = self.replica.core, self.machine
+        sizes = self._sizes.all() if self.replica.is_leader else {}
         return {
             **self.about,
             "gid": machine.gid,
@@ -194,7 +207,7 @@ class GroupServer:
             "read_only": self.replica.is_leader and not has_room(core),
             "free_bytes": self.replica.node.free_bytes,
             "shards": {
-                str(row.shard): self._row_status(row)
+                str(row.shard): self._row_status(row, sizes)
                 for row in machine.ownership.rows.values()
                 if row.state.name != "ABSENT" or row.queue
             },

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import click
+from rich.filesize import decimal
 from rich.progress import Progress
 
 from raft.answers import Code, parse
@@ -258,11 +259,11 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
     click.echo(f"configuration {overview.config.num}: {serving} of {total} shards serve")
     rows: list[tuple[object, ...]] = []
     for address, said in overview.controllers.items():
-        rows.append(("controller", address, *_process(said), ""))
+        rows.append(("controller", address, *_process(said), "", ""))
     for gid, replicas in sorted(overview.groups.items()):
         for address, said in replicas.items():
-            rows.append((f"group {gid}", address, *_process(said), _shards(said)))
-    print_table(("process", "address", "role", "term", "applied", "shards"), rows)
+            rows.append((f"group {gid}", address, *_process(said), _shards(said), _size(said)))
+    print_table(("process", "address", "role", "term", "applied", "shards", "size"), rows)
     for problem in problems(overview):
         click.echo(f"! {problem}")
 
@@ -271,6 +272,14 @@ def _process(said: dict[str, Any] | None) -> tuple[object, ...]:
     if said is None:
         return "no answer", "-", "-"
     return role_of(said), said["term"], said["applied_index"]
+
+
+def _size(said: dict[str, Any] | None) -> str:
+    """About what a group's shards hold: its leader looks at them one after the other, once it is asked."""
+    if said is None or said["role"] != "leader":
+        return ""
+    known = [row["bytes"] for row in said["shards"].values() if "bytes" in row]
+    return decimal(sum(known)) if known else ""
 
 
 def _shards(said: dict[str, Any] | None) -> str:

@@ -133,6 +133,7 @@ def _run(options: ProcessOptions) -> None:
 @_replica_options
 @click.option("--cluster", default="shardkv", show_default=True, help="The cluster's id.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
+@click.option("--web", callback=_address, default="", help="host:port of the page that shows the cluster.")
 def controller(shards: int, **options: Any) -> None:
     """Run a replica of the shard controller."""
     _run(_options(options, initial_shards=shards))

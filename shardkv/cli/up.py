@@ -48,6 +48,9 @@ WATCH_SECONDS = 0.5
 @click.option(
     "--metrics-port", type=click.IntRange(1024, 65000), help="First of as many ports more, for Prometheus."
 )
+@click.option(
+    "--web-port", type=click.IntRange(1024, 65000), help="First of the controllers' ports for browsers."
+)
 @click.option("--ephemeral", is_flag=True, help="Data in memory, gone when the cluster stops.")
 @tls_options
 @click.option("--detach", is_flag=True, help="Return once every shard serves; `shardkv down` stops it.")
@@ -60,12 +63,13 @@ def up(
     data: Path,
     port: int,
     metrics_port: int | None,
+    web_port: int | None,
     ephemeral: bool,
     detach: bool,
 ) -> None:
     """Start a cluster on this machine, or what is down of one, and wait until every shard serves."""
     with interrupted_by_signals() as interrupted:
-        cluster = _prepare(data, groups, replicas, controllers, shards, port, metrics_port, ephemeral)
+        cluster = _prepare(data, groups, replicas, controllers, shards, port, metrics_port, web_port, ephemeral)
         down = [process for process in cluster.processes if not process.running]
         try:
             started = cluster.start_all()
@@ -107,6 +111,7 @@ def _prepare(
     shards: int,
     port: int,
     metrics_port: int | None,
+    web_port: int | None,
     ephemeral: bool,
 ) -> Cluster:
     if (data / MANIFEST).exists():
@@ -125,6 +130,8 @@ def _prepare(
     cluster.plan(controllers, groups, replicas, port)
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)
+    if web_port is not None:
+        cluster.plan_web(web_port)
     cluster.save()
     return cluster
 
@@ -169,6 +176,11 @@ def _show(cluster: Cluster, overview: Overview) -> None:
     for gid, group in sorted(overview.config.groups.items()):
         rows.append((f"group {gid}", " ".join(group.addresses), counts[gid]))
     print_table(("joined", "addresses", "shards"), rows)
+    pages = [
+        f"http{'s' if cluster.tls else ''}://{process.web}/" for process in cluster.processes if process.web
+    ]
+    if pages:
+        click.echo(f"to be looked at with a browser at {' '.join(pages)}")
     click.echo(
         f"configuration {overview.config.num}: all {len(overview.config.by_id)} shards are assigned and serve"
     )

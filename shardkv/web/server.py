@@ -1,0 +1,177 @@
+"""Serves the page and what it shows, on a port of its own (`--web`). Read-only.
+
+However many browsers look, the cluster is asked at most twice a second. With access control
+on, a browser asks its user for a name and a token (HTTP Basic; any role will do); with TLS
+the page is served over it, and no certificate is asked of browsers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import ssl
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from typing import Any
+
+from raft.gate import Login
+from shardctrler.query import ControllerUnavailable
+from shardkv.observe.overview import Overview, problems
+
+try:
+    from aiohttp import web
+except ImportError:  # the extra `web` is not installed; `open_page` says so
+    web = None
+
+FRESH_SECONDS = 0.5
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+Look = Callable[[], Awaitable[Overview]]
+MayLook = Callable[[Login | None], str]  # why not; empty if so
+
+
+class NoWeb(Exception):
+    """The page cannot be served; the text says why."""
+
+
+class Page:
+    def __init__(self, cluster: str, look: Look, may_look: MayLook) -> None:
+        self._cluster, self._look, self._may_look = cluster, look, may_look
+        self._shown: bytes = b""
+        self._shown_at = -FRESH_SECONDS
+        self._asking = asyncio.Lock()
+        self._html = files("shardkv.web").joinpath("page.html").read_bytes()
+
+    def application(self) -> Any:
+        application = web.Application(client_max_size=1024, middlewares=[self._guard])
+        application.router.add_get("/", self._page)
+        application.router.add_get("/api/cluster", self._data)
+        return application
+
+    @property
+    def _guard(self) -> Any:
+        async def guard(request: Any, handler: Any) -> Any:
+            if self._may_look(_login(request.headers.get("Authorization", ""))):
+                answer = web.Response(status=401, text="a name and its token, please\n")
+                answer.headers["WWW-Authenticate"] = 'Basic realm="shardkv"'
+            else:
+                answer = await handler(request)
+            answer.headers.update(HEADERS)
+            return answer
+
+        return web.middleware(guard)
+
+    async def _page(self, request: Any) -> Any:
+        return web.Response(body=self._html, content_type="text/html", charset="utf-8")
+
+    async def _data(self, request: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        async with self._asking:  # who comes meanwhile gets the same answer
+            if loop.time() - self._shown_at >= FRESH_SECONDS:
+                try:
+                    facts = shown(self._cluster, await self._look(), loop.time())
+                except ControllerUnavailable as error:
+                    return web.json_response({"error": str(error)}, status=503)
+                self._shown, self._shown_at = json.dumps(facts).encode(), loop.time()
+        return web.Response(body=self._shown, content_type="application/json")
+
+
+def _login(header: str) -> Login | None:
+    kind, _, encoded = header.partition(" ")
+    if kind.lower() != "basic":
+        return None
+    try:
+        name, _, token = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return Login(name, token)
+
+
+def shown(cluster: str, overview: Overview, now: float) -> dict[str, Any]:
+    """What the page is told. Counters go up: the page makes rates of them."""
+    serving, total = overview.settled()
+    rows = {gid: (overview.leader(gid) or {}).get("shards", {}) for gid in overview.groups}
+    return {
+        "cluster": cluster,
+        "config_num": overview.config.num,
+        "seconds": now,
+        "serving": serving,
+        "problems": problems(overview),
+        "shards": [
+            {
+                "id": shard.id,
+                "start": _text(shard.start),
+                "end": _text(shard.end),
+                "gid": shard.gid,
+                **_of_owner(rows.get(shard.gid, {}).get(str(shard.id))),
+            }
+            for shard in overview.config.shards()
+        ],
+        "moves": [
+            {"shard": int(shard), "gid": gid, "state": row["state"], "why": row.get("why", "")}
+            for gid, of_group in sorted(rows.items())
+            for shard, row in of_group.items()
+            if row["state"] != "SERVING"
+        ],
+        "groups": [
+            {"gid": gid, "replicas": _replicas(replicas)}
+            for gid, replicas in [(0, overview.controllers), *sorted(overview.groups.items())]
+        ],
+        "total": total,
+    }
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _of_owner(row: dict[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        return {"state": "UNKNOWN"}
+    return {key: row[key] for key in ("state", "bytes", "writes", "reads") if key in row}
+
+
+def _replicas(replicas: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    newest = max((said["commit_index"] for said in replicas.values() if said), default=0)
+    return [
+        {"address": address, "role": "no answer"}
+        if said is None
+        else {
+            "address": address,
+            "role": said["role"],
+            "term": said["term"],
+            "behind": newest - said["applied_index"],
+            "room": said.get("room", "PLENTY"),
+            "read_only": said.get("read_only", False),
+            "free_bytes": said.get("free_bytes", 0),
+        }
+        for address, said in replicas.items()
+    ]
+
+
+async def open_page(
+    page: Page, host: str, port: int, tls: ssl.SSLContext | None
+) -> Callable[[], Awaitable[None]]:
+    """Listen; returns how to stop. Raises OSError where the address cannot be listened on."""
+    runner = web.AppRunner(page.application(), access_log=None, handle_signals=False, keepalive_timeout=15)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, ssl_context=tls, shutdown_timeout=0.5).start()
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return runner.cleanup
+
+
+def check_installed() -> None:
+    """Raises NoWeb."""
+    if web is None:
+        raise NoWeb("the page needs the package aiohttp: pip install 'shardkv[web]'")
