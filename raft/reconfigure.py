@@ -20,8 +20,10 @@ from raft.types import NodeId
 LEARNER_LAG = 64  # entries that a learner may be behind when it becomes a voter
 
 
-async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) -> None:
-    """Return once exactly `voters` (to their addresses) vote in this group, and nobody else is in it.
+async def reconfigure(
+    replica: ReplicatedMachine, voters: Mapping[NodeId, str], learners: Mapping[NodeId, str] | None = None
+) -> None:
+    """Return once exactly `voters` (to their addresses) vote in this group, `learners` learn, and nobody else is in it.
 
     Takes as long as newcomers need to catch up: give it a time limit. Raises NotLeader,
     also when this leader is to go and has handed over (if all go, it leads to the end);
@@ -29,6 +31,10 @@ async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) 
     """
     if not voters:
         raise ValueError("a group needs a voter")
+    staying = learners or {}
+    everybody = {**voters, **staying}
+    if len(everybody) < len(voters) + len(staying):
+        raise ValueError("a replica votes or learns, not both")
     core = replica.core
     while True:
         replica.check_running()
@@ -36,20 +42,27 @@ async def reconfigure(replica: ReplicatedMachine, voters: Mapping[NodeId, str]) 
             raise NotLeader(core.leader)
         current = core.membership
         settled = not current.is_joint and core.memberships.index <= core.commit_index
+        if settled and current.voters & staying.keys():
+            raise ValueError(
+                "a replica that votes does not become a learner: take it out, and let a new one in"
+            )
         if settled and core.commit_index >= core.role.term_start:
-            if current.voters == voters.keys() and not current.learners:
+            if current.voters == voters.keys() and current.learners == staying.keys():
                 return
-            learners = frozenset(voters) - current.voters
+            newcomers = frozenset(voters) - current.voters
+            learning = newcomers | staying.keys()
             heirs = voters.keys() & current.voters
             if core.id not in voters and heirs:
                 _hand_over(replica, core.role, heirs)
-            elif not learners <= current.learners:
+            elif not learning <= current.learners:
                 # Beside those that learn already for another change: that one may have been given up.
                 replica.node.change_membership(
-                    Membership(current.voters, frozenset(), learners, {**current.addresses, **voters})
+                    Membership(current.voters, frozenset(), learning, {**current.addresses, **everybody})
                 )
-            elif all(_has_caught_up(core.role, node, core.commit_index) for node in learners):
-                replica.node.change_membership(Membership.of(voters))
+            elif all(_has_caught_up(core.role, node, core.commit_index) for node in newcomers):
+                replica.node.change_membership(
+                    Membership(frozenset(voters), frozenset(), frozenset(staying), everybody)
+                )
         await replica.next_turn()
 
 

@@ -48,19 +48,27 @@ def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
 
 
 async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
-    """Have `payload`, JSON of replica numbers to addresses, be the voters. Raises RaftError, ValueError.
+    """Have those in `payload` be the members: JSON of "voters" and "learners", replica numbers to addresses.
 
-    Asked again, it goes on from where the group is.
+    Asked again, it goes on from where the group is. Raises RaftError, ValueError.
     """
     fields = json.loads(payload)
-    if not isinstance(fields, dict) or not all(isinstance(address, str) for address in fields.values()):
-        raise ValueError("members are replica numbers to addresses")
+    if not isinstance(fields, dict) or not isinstance(fields.get("voters"), dict):
+        raise ValueError("members are voters and learners")
+    voters, learners = _members(fields["voters"]), _members(fields.get("learners", {}))
     try:
         async with asyncio.timeout(MEMBERS_SECONDS):
-            await reconfigure(replica, {int(node): address for node, address in fields.items()})
+            await reconfigure(replica, voters, learners)
     except TimeoutError:
         return refuse(Code.BUSY, "the change is still under way; ask again")
     return answer(replica.core.membership.encode())
+
+
+def _members(fields: object) -> dict[int, str]:
+    """Raises ValueError."""
+    if not isinstance(fields, dict) or not all(isinstance(address, str) for address in fields.values()):
+        raise ValueError("members are replica numbers to addresses")
+    return {int(node): address for node, address in fields.items()}
 
 
 class ControllerServer:

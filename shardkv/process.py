@@ -157,7 +157,7 @@ async def serve(options: ProcessOptions) -> None:
             options.cluster, options.gid, options.address, peers, options.tls, options.login
         )
         dialer = TcpDialer(options.cluster, options.tls, options.login)
-        machine = _machine(directory, options)
+        machine = open_machine(directory, options.gid, options.ephemeral)
         replica = await open_replica(
             options.replica,
             Membership.of(options.addresses),
@@ -182,13 +182,14 @@ async def serve(options: ProcessOptions) -> None:
         directory.close()
 
 
-def _machine(directory: RealDirectory, options: ProcessOptions) -> StateMachine:
-    if options.gid == CONTROLLER_GROUP:
+def open_machine(directory: RealDirectory, gid: int, ephemeral: bool) -> StateMachine:
+    """The state machine that a data directory is for. Raises StorageError."""
+    if gid == CONTROLLER_GROUP:
         controller = ControllerMachine(directory)
         controller.recover()
         return controller
-    engine: Engine = MemoryEngine(directory) if options.ephemeral else RocksEngine(options.data / "rocks")
-    return ShardMachine(options.gid, engine)
+    engine: Engine = MemoryEngine(directory) if ephemeral else RocksEngine(directory.path / "rocks")
+    return ShardMachine(gid, engine)
 
 
 async def _listen(

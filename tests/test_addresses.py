@@ -26,7 +26,7 @@ async def replace_everybody(world: World, gid: int, names: str, keep: int = 0) -
         process = world._add(gid, node, addresses)
         process.joining = True
         await world.start(process)
-    dialer, payload = SimDialer(world.network, "operator:1"), json.dumps(addresses).encode()
+    dialer, payload = SimDialer(world.network, "operator:1"), json.dumps({"voters": addresses}).encode()
     async with asyncio.timeout(60):
         while True:
             leader = await world.leader(gid)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -100,6 +101,80 @@ def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) 
         finally:
             newcomer.terminate()
             newcomer.wait(30)
+
+
+@contextmanager
+def joining(live: LiveCluster, directory: Path, replica: int, gid: int = 1) -> Iterator[str]:
+    """A new replica's process, which waits to be let in; its address."""
+    address = f"127.0.0.1:{free_port_base()}"
+    command = [*SHARDKV, "serve", "group", "--gid", str(gid), "--id", str(replica), "--join", address]
+    command += ["--data", str(directory / f"replica-{replica}"), "--controllers", ",".join(live.controllers)]
+    command += ["--secret-file", str(live.directory / "secret")]
+    newcomer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until_it_accepts(address)
+        yield address
+    finally:
+        newcomer.terminate()
+        newcomer.wait(30)
+
+
+def test_a_learner_is_let_in_and_promoted(tmp_path: Path) -> None:
+    with LiveCluster(groups=1, controllers=1, replicas=3) as live, joining(live, tmp_path, 4) as address:
+        added = run(live, "admin", "member", "add", "1", f"4={address}", "--learner")
+        assert added.returncode == 0 and f"the learners 4 at {address}" in added.stdout, added.stderr
+        kinds = {row["replica"]: row["member"] for row in live.json("admin", "member", "list", "1")}
+        assert kinds == {1: "voter", 2: "voter", 3: "voter", 4: "learner"}
+        unknown = run(live, "admin", "member", "promote", "1", "9")
+        assert unknown.returncode == 1 and "no replica 9" in unknown.stderr
+        assert run(live, "admin", "member", "promote", "1", "4").returncode == 0
+        kinds = {row["replica"]: row["member"] for row in live.json("admin", "member", "list", "1")}
+        assert set(kinds.values()) == {"voter"} and 4 in kinds
+        assert run(live, "admin", "member", "remove", "1", "4").returncode == 0
+
+
+def test_a_group_that_lost_its_quorum_goes_on_with_the_replica_that_is_left(tmp_path: Path) -> None:
+    with LiveCluster(groups=1, controllers=1, replicas=3, shards=2) as live, live.clerk() as clerk:
+        for n in range(100):
+            clerk.put(f"k{n}", str(n))
+        cluster = live.cluster()
+        survivor, *others = [p for p in cluster.processes if p.role == "group"]
+        running = run(live, "recover", survivor.data, "--writes-may-be-lost")
+        assert running.returncode == 1 and "in use" in running.stderr
+        until_applied_everywhere(live)
+        for process in others:  # for good
+            cluster.kill(process)
+            shutil.rmtree(process.data)
+        with ShardClerk(live.controllers, timeout=1.0) as impatient, pytest.raises(ShardKVError):
+            impatient.put("k0", "nobody commits it")
+        cluster.stop([survivor])
+        for command in ((survivor.data,), (survivor.data, "--writes-may-be-lost")):
+            refused = run(live, "recover", *command)
+            assert refused.returncode in (1, 2) and "--" in refused.stderr, (
+                "not by accident, and not in the blue"
+            )
+        done = run(live, "recover", survivor.data, "--writes-may-be-lost", "--address", survivor.address)
+        assert done.returncode == 0 and "Never start" in done.stdout, done.stderr
+        cluster.start(survivor)
+        assert [clerk.get(f"k{n}") for n in range(1, 100)] == [str(n).encode() for n in range(1, 100)]
+        clerk.put("k0", "alone")
+        with joining(live, tmp_path, 4) as four, joining(live, tmp_path, 5) as five:
+            for newcomer in (f"4={four}", f"5={five}"):
+                added = run(live, "admin", "member", "add", "1", newcomer)
+                assert added.returncode == 0, added.stderr
+            cluster.kill(survivor)
+            assert clerk.get("k0") == b"alone", "the two new ones are a quorum"
+
+
+def until_applied_everywhere(live: LiveCluster) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        applied = {
+            said["applied_index"] for said in live.json("admin", "status")["groups"]["1"].values() if said
+        }
+        if len(applied) == 1:
+            return
+        assert time.monotonic() < deadline, applied
 
 
 def test_a_rolling_restart_is_not_noticed() -> None:

@@ -20,14 +20,17 @@ from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
 
 
-async def change(world: RaftWorld, voters: set[int], timeout: float = 60.0) -> None:
+async def change(
+    world: RaftWorld, voters: set[int], learners: frozenset[int] = frozenset(), timeout: float = 60.0
+) -> None:
     """As an operator: ask whoever leads, again and again, until it is so."""
     addresses = {node: f"n{node}" for node in voters}
+    learning = {node: f"n{node}" for node in learners}
     async with asyncio.timeout(timeout):
         while True:
             node = await world.leader()
             try:
-                await reconfigure(world.replicas[node], addresses)
+                await reconfigure(world.replicas[node], addresses, learning)
                 return
             except (NotLeader, Stopped):
                 await asyncio.sleep(0.05)
@@ -48,6 +51,27 @@ async def test_a_newcomer_learns_first_and_then_votes(world: RaftWorld) -> None:
     await world.crash([2])
     with pytest.raises(TimeoutError):
         await world.propose("two of four", timeout=5.0)
+    await world.start([1, 2])
+    await world.converge()
+
+
+@in_world(3)
+async def test_a_learner_that_is_to_stay_one_does_not_vote_until_it_is_promoted(world: RaftWorld) -> None:
+    await world.add(4)
+    await change(world, {1, 2, 3}, frozenset({4}))
+    for n in range(20):
+        await world.propose(f"{n}")
+    await world.converge()
+    assert world.core(4).membership.learners == {4} and world.values(4)[-1] == "19"
+    await change(world, {1, 2, 3}, frozenset({4}))  # asked for again: nothing to do
+    with pytest.raises(ValueError, match="votes"):
+        await reconfigure(world.replicas[await world.leader()], {1: "n1", 2: "n2"}, {3: "n3"})
+    await world.add(5)
+    await change(world, {1, 2, 3, 5}, frozenset({4}))  # beside another that comes to vote
+    assert world.core(5).membership.learners == {4}
+    await change(world, {1, 2, 3, 4, 5})
+    await world.crash([1, 2])
+    await world.propose("three of five, both newcomers among them")
     await world.start([1, 2])
     await world.converge()
 

@@ -154,10 +154,11 @@ def test_a_join_is_watched_as_it_happens(live: LiveCluster, browser: webdriver.C
     assert text_of(browser, "[data-group='3']").count("leader") == 1
 
     # A replica that dies is seen, and so is that it is back.
-    victim = next(p for p in live.cluster().processes if p.role == "group" and p.gid == 1)
-    live.cluster().kill(victim)
+    cluster = live.cluster()
+    victim = next(p for p in cluster.processes if p.role == "group" and p.gid == 1)
+    cluster.kill(victim)
     wait.until(lambda _: f"{victim.address} does not answer" in text_of(browser, "#problems"))
-    live.cluster().start(victim)
+    cluster.start(victim)
     wait.until(lambda _: not browser.find_element(By.ID, "problems").is_displayed())
     wrong = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert not wrong, wrong

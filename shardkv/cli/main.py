@@ -10,6 +10,7 @@ from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
 from shardkv.cli.data import append, cas, delete, get, put, scan
 from shardkv.cli.members import member
+from shardkv.cli.recover import recover
 from shardkv.cli.serve import serve
 from shardkv.cli.top import top
 from shardkv.cli.up import down, up
@@ -40,6 +41,7 @@ for command in (
     admin,
     backup,
     restore,
+    recover,
     bench,
     certs,
     status,

@@ -1,4 +1,4 @@
-"""admin member list, add, remove, replace: who the replicas of a group, or of the controller, are.
+"""admin member list, add, promote, remove, replace: who the replicas of a group, or of the controller, are.
 
 The group's leader does the work (`raft/reconfigure.py`): newcomers learn first, then all
 change at once. Every command says what the members should be, so one that was cut off
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
@@ -30,7 +31,6 @@ from shardkv.cli.common import (
 from shardkv.observe.overview import ask_status
 from shardkv.process import split_addresses
 
-Members = dict[str, str]  # replica number -> address
 GID = click.IntRange(min=0)
 CALL_SECONDS = 35.0  # a little more than the server gives one attempt
 RETRY_SECONDS = 0.2
@@ -39,6 +39,23 @@ timeout_option = click.option(
     "--timeout", default=120.0, show_default=True, help="Seconds for the newcomer to catch up, most of it."
 )
 force_option = click.option("--force", is_flag=True, help="Even if too few of the members that stay answer.")
+
+
+@dataclass(frozen=True)
+class Members:
+    """Replica numbers to addresses."""
+
+    voters: dict[str, str]
+    learners: dict[str, str] = field(default_factory=dict)
+
+    def everybody(self) -> dict[str, str]:
+        return {**self.voters, **self.learners}
+
+    def without(self, number: str) -> Members:
+        def rest(members: dict[str, str]) -> dict[str, str]:
+            return {node: address for node, address in members.items() if node != number}
+
+        return Members(rest(self.voters), rest(self.learners))
 
 
 @click.group()
@@ -118,19 +135,43 @@ def _newcomer(text: str) -> tuple[str, str]:
 @member.command()
 @click.argument("gid", type=GID)
 @click.argument("newcomer")
+@click.option("--learner", is_flag=True, help="It gets the log and does not vote, until `member promote`.")
 @timeout_option
 @controllers_option
 @output_option
 @handled
-def add(gid: int, newcomer: str, timeout: float, controllers: str | None, output: str) -> None:
+def add(gid: int, newcomer: str, learner: bool, timeout: float, controllers: str | None, output: str) -> None:
     """Let a replica NEWCOMER (NUMBER=HOST:PORT, started with --join) into group GID."""
     number, address = _newcomer(newcomer)
 
     def target(now: Members) -> Members:
-        _check_new(now, number, address)
-        return {**now, number: address}
+        _check_new(now.everybody(), number, address)
+        if number in now.voters:
+            return now
+        if learner:
+            return Members(now.voters, {**now.learners, number: address})
+        return Members({**now.voters, number: address}, now.without(number).learners)
 
     _change(gid, target, number, address, True, timeout, controllers, output)
+
+
+@member.command()
+@click.argument("gid", type=GID)
+@click.argument("replica", type=click.IntRange(min=1))
+@timeout_option
+@controllers_option
+@output_option
+@handled
+def promote(gid: int, replica: int, timeout: float, controllers: str | None, output: str) -> None:
+    """Let the learner REPLICA of group GID vote, once it has caught up."""
+    number = str(replica)
+
+    def target(now: Members) -> Members:
+        if number not in now.everybody():
+            raise Failed(f"group {gid} has no replica {replica}; it has {', '.join(now.everybody())}")
+        return Members({**now.voters, number: now.everybody()[number]}, now.without(number).learners)
+
+    _change(gid, target, number, None, True, timeout, controllers, output)
 
 
 @member.command()
@@ -145,8 +186,8 @@ def remove(gid: int, replica: int, force: bool, timeout: float, controllers: str
     """Take REPLICA out of group GID. Stop its process afterwards; its number is never used again."""
 
     def target(now: Members) -> Members:
-        rest = {number: address for number, address in now.items() if number != str(replica)}
-        if not rest:
+        rest = now.without(str(replica))
+        if not rest.voters:
             raise Failed(f"replica {replica} is the last of group {gid}: `admin leave {gid}` empties a group")
         return rest
 
@@ -175,16 +216,19 @@ def replace(
     number, address = _newcomer(newcomer)
 
     def target(now: Members) -> Members:
-        rest = {node: at for node, at in now.items() if node != str(replica)}
-        if len(rest) == len(now) and number not in now:
-            raise Failed(f"group {gid} has no replica {replica}; it has {', '.join(now)}")
-        _check_new(rest, number, address)
-        return {**rest, number: address}
+        present = now.everybody()
+        if str(replica) not in present and number not in present:
+            raise Failed(f"group {gid} has no replica {replica}; it has {', '.join(present)}")
+        rest = now.without(str(replica))
+        _check_new(rest.everybody(), number, address)
+        if str(replica) in now.learners:
+            return Members(rest.voters, {**rest.learners, number: address})
+        return Members({**rest.voters, number: address}, rest.without(number).learners)
 
     _change(gid, target, number, address, force, timeout, controllers, output)
 
 
-def _check_new(now: Members, number: str, address: str) -> None:
+def _check_new(now: Mapping[str, str], number: str, address: str) -> None:
     if now.get(number, address) != address:
         raise Failed(f"replica {number} is at {now[number]}; give the newcomer a number never used before")
     if address in [at for node, at in now.items() if node != number]:
@@ -219,13 +263,13 @@ def _change(
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if wanted is None:
-                wanted = target(leader["members"]["voters"])
+                wanted = target(Members(leader["members"]["voters"], leader["members"]["learners"]))
                 if address is not None and await ask_status(session.dialer, address, _method(gid)) is None:
                     raise Failed(
                         f"nothing answers at {address}: start replica {number} there with --join first"
                     )
                 if not force:
-                    _check_quorum(gid, wanted, replicas, number)
+                    _check_quorum(gid, wanted.voters, replicas, number)
             done, why = await _ask(session, leader["leader"], wanted, deadline - loop.time())
             if done:
                 return wanted
@@ -234,16 +278,20 @@ def _change(
 
     members = with_session(controllers, run)
     if output == "json":
-        print_json({"ok": True, "members": members})
+        print_json({"ok": True, "members": members.voters, "learners": members.learners})
     else:
-        told = ", ".join(
-            f"{node} at {at}" for node, at in sorted(members.items(), key=lambda item: int(item[0]))
+        click.echo(
+            f"group {gid} has the replicas {_told(members.voters)}"
+            + (f"; the learners {_told(members.learners)}" if members.learners else "")
         )
-        click.echo(f"group {gid} has the replicas {told}")
+
+
+def _told(members: Mapping[str, str]) -> str:
+    return ", ".join(f"{node} at {at}" for node, at in sorted(members.items(), key=lambda item: int(item[0])))
 
 
 def _check_quorum(
-    gid: int, wanted: Members, replicas: Mapping[str, dict[str, Any] | None], number: str | None
+    gid: int, wanted: Mapping[str, str], replicas: Mapping[str, dict[str, Any] | None], number: str | None
 ) -> None:
     up = sum(replicas.get(address) is not None or node == number for node, address in wanted.items())
     if up < majority(len(wanted)):
@@ -257,7 +305,7 @@ async def _ask(session: Session, leader: str, wanted: Members, seconds: float) -
     """(whether it is done, why not)"""
     try:
         answered = await session.dialer.call(
-            leader, "raft.members", json.dumps(wanted).encode(), min(CALL_SECONDS, max(1.0, seconds))
+            leader, "raft.members", json.dumps(asdict(wanted)).encode(), min(CALL_SECONDS, max(1.0, seconds))
         )
     except Unreachable as error:
         return False, str(error)

@@ -313,7 +313,7 @@ class World:
                 addresses = leader.rsm.core.membership.addresses.items()
                 voters = {node: address for node, address in addresses if node != lost}
                 voters[process.replica] = process.address
-                payload = json.dumps(voters).encode()
+                payload = json.dumps({"voters": voters}).encode()
                 with contextlib.suppress(Unreachable):
                     reply = await self._dialer.call(leader.address, "raft.members", payload, 5.0)
                     if reply[0] == Code.OK:
