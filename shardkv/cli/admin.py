@@ -74,7 +74,7 @@ def admin() -> None:
 
 
 def _change(
-    request: pb.AdminRequest,
+    request: pb.AdminRequest | None,  # None: nothing is to be done but to wait
     controllers: str | None,
     timeout: float,
     output: str,
@@ -82,7 +82,10 @@ def _change(
     wait_timeout: float,
 ) -> None:
     async def run(session: Session) -> None:
-        num = await session.controller.admin(request, timeout)
+        if request is None:
+            num = (await session.controller.query(None, timeout)).num
+        else:
+            num = await session.controller.admin(request, timeout)
         served = None
         if wait:
             served = await _wait(session, wait_timeout, output)
@@ -123,19 +126,31 @@ def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @admin.command()
 @click.argument("groups", nargs=-1, required=True, metavar="GID ADDR,ADDR,… [GID ADDR,…]…")
+@click.option(
+    "--if-new", is_flag=True, help="Groups that are in already are no mistake: for scripts that run again."
+)
 @_changing
 @handled
-def join(groups: tuple[str, ...], **options: Any) -> None:
+def join(groups: tuple[str, ...], if_new: bool, **options: Any) -> None:
     """Let one or more groups in; they take their even share of the shards."""
     if len(groups) % 2:
         raise click.UsageError("give each group its number and its addresses")
     request = pb.AdminRequest(join=pb.Join())
+    there = _groups_now(options["controllers"], options["timeout"]) if if_new else set()
     for gid, addresses in zip(groups[::2], groups[1::2], strict=True):
         try:
-            request.join.groups.add(gid=int(gid), addresses=split_addresses(addresses))
+            if int(gid) not in there:
+                request.join.groups.add(gid=int(gid), addresses=split_addresses(addresses))
         except ValueError as error:
             raise click.UsageError(f"group {gid}: {error}") from None
-    _change(request, **options)
+    _change(request if request.join.groups else None, **options)
+
+
+def _groups_now(controllers: str | None, timeout: float) -> set[int]:
+    async def run(session: Session) -> set[int]:
+        return set((await session.controller.query(None, timeout)).groups)
+
+    return with_session(controllers, run)
 
 
 @admin.command()

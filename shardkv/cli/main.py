@@ -9,6 +9,7 @@ from shardkv.cli.backup import backup, restore
 from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
 from shardkv.cli.data import append, cas, delete, get, put, scan
+from shardkv.cli.health import health
 from shardkv.cli.members import member
 from shardkv.cli.recover import recover
 from shardkv.cli.serve import serve
@@ -44,6 +45,7 @@ for command in (
     recover,
     bench,
     certs,
+    health,
     status,
     top,
 ):
