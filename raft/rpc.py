@@ -314,7 +314,7 @@ class ServerStream(Stream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._peer = str(transport.get_extra_info("peername"))
+        self._peer = ":".join(map(str, (transport.get_extra_info("peername") or ("?",))[:2]))
         self._caller = Caller.of(self._peer, transport.get_extra_info("peercert"))
 
     def data_received(self, data: bytes) -> None:

@@ -28,12 +28,14 @@ from shardkv.frames import Limits, MalformedFrame
 from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
-from shardkv.ownership import Row
+from shardkv.ownership import Row, State
 from shardkv.reading import read_frame
 from shardkv.sizes import Sizes
 from shardkv.viewing import Views, read_log
 
 log = logging.getLogger(__name__)
+
+COPYING = ("exactly-once records", "data", "changes since")  # by the phase of a hand-over
 
 MAX_CLOCK_AHEAD_MS = 10 * 60 * 1000  # a frame that claims a later time than this is refused
 
@@ -181,6 +183,10 @@ class GroupServer:
             "writes": machine.writes[row.shard],
             "reads": machine.reads[row.shard],
         }
+        if row.peer is not None:
+            said["peer"] = row.peer.gid
+        if row.state is State.PULLING:
+            said["copying"] = COPYING[row.cursor.phase]
         if row.shard in sizes:
             said["bytes"] = sizes[row.shard]
         seconds, why = self.migrator.stuck(row.shard, row.epoch)

@@ -35,7 +35,7 @@ from shardkv.cli.common import (
     text,
     timeout_option,
 )
-from shardkv.observe.overview import Overview, look, problems, role_of, wait_settled
+from shardkv.observe.overview import Overview, look, moves, problems, role_of, wait_settled
 from shardkv.process import split_addresses
 
 T = TypeVar("T")
@@ -274,19 +274,23 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
     click.echo(f"configuration {overview.config.num}: {serving} of {total} shards serve")
     rows: list[tuple[object, ...]] = []
     for address, said in overview.controllers.items():
-        rows.append(("controller", address, *_process(said), "", ""))
+        rows.append(("controller", address, *_process(said, overview.controllers), "", ""))
     for gid, replicas in sorted(overview.groups.items()):
         for address, said in replicas.items():
-            rows.append((f"group {gid}", address, *_process(said), _shards(said), _size(said)))
-    print_table(("process", "address", "role", "term", "applied", "shards", "size"), rows)
+            rows.append((f"group {gid}", address, *_process(said, replicas), _shards(said), _size(said)))
+    print_table(("process", "address", "role", "term", "applied", "behind", "shards", "size"), rows)
+    for line in moves(overview):
+        click.echo(line)
     for problem in problems(overview):
         click.echo(f"! {problem}")
 
 
-def _process(said: dict[str, Any] | None) -> tuple[object, ...]:
+def _process(said: dict[str, Any] | None, replicas: dict[str, dict[str, Any] | None]) -> tuple[object, ...]:
+    """Role, term, applied index, and entries behind the newest that any of its group knows to be committed."""
     if said is None:
-        return "no answer", "-", "-"
-    return role_of(said), said["term"], said["applied_index"]
+        return "no answer", "-", "-", "-"
+    newest = max(other["commit_index"] for other in replicas.values() if other)
+    return role_of(said), said["term"], said["applied_index"], newest - said["applied_index"]
 
 
 def _size(said: dict[str, Any] | None) -> str:

@@ -157,13 +157,12 @@ def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
         print_json([_facts(manifest) for manifest in found])
         return
     print_table(
-        ("backup", "moment", "groups", "shards", "pairs", "size"),
+        ("backup", "moment", "groups", "pairs", "size"),
         [
             (
                 facts["id"],
                 facts["moment"],
                 facts["groups"],
-                facts["shards"],
                 f"{facts['pairs']:,}",
                 decimal(manifest.size),
             )

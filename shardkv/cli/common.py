@@ -32,7 +32,9 @@ REFUSED, UNREACHABLE = 1, 3
 DEFAULT_DATA = "data"
 MANIFEST = "cluster.json"
 
-console = Console()
+PLAIN_COLUMNS = 140  # where the output is no terminal
+
+console = Console(width=None if sys.stdout.isatty() else PLAIN_COLUMNS)
 
 
 class Failed(Exception):

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +19,6 @@ from shardkv.cli.common import console, controllers_option, handled, timeout_opt
 from shardkv.observe.overview import Overview, problems, role_of
 
 MEGABYTE = 1 << 20
-PLAIN_COLUMNS = 160  # of a file or a pipe, which have no width
 LEFT = ("process", "address", "role")
 Said = dict[str, Any] | None
 
@@ -121,7 +120,7 @@ def top(interval: float, most: int | None, controllers: str | None, timeout: flo
                 if shown is not None:
                     shown.update(drawn, refresh=True)
                 else:
-                    Console(width=PLAIN_COLUMNS).print(drawn)
+                    console.print(drawn)
                 if look == most:
                     return
                 await asyncio.sleep(interval)

@@ -52,6 +52,23 @@ def role_of(said: Mapping[str, Any] | None) -> str:
     return str(said["role"]) if room == "PLENTY" else f"{said['role']}, disk {room.lower()}"
 
 
+def moves(overview: Overview) -> list[str]:
+    """Hand-overs under way, a line each: from whom, to whom, and how far."""
+    found = []
+    for gid in sorted(overview.groups):
+        for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items():
+            if row["state"] == "PULLING":
+                source = f" from group {row['peer']}" if row.get("peer") else ""
+                found.append(
+                    f"shard {shard} is on its way to group {gid}{source}: {row.get('copying', 'begun')}"
+                )
+            elif row["state"] == "FROZEN":
+                found.append(
+                    f"shard {shard} waits at group {gid} to be let go of: does group {row.get('peer')} serve?"
+                )
+    return found
+
+
 def problems(overview: Overview) -> list[str]:
     """What an operator should look at, a line each; empty if all is well."""
     found = []

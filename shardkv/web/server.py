@@ -116,7 +116,13 @@ def shown(cluster: str, overview: Overview, now: float) -> dict[str, Any]:
             for shard in overview.config.shards()
         ],
         "moves": [
-            {"shard": int(shard), "gid": gid, "state": row["state"], "why": row.get("why", "")}
+            {
+                "shard": int(shard),
+                "gid": gid,
+                "state": row["state"],
+                "copying": row.get("copying", ""),
+                "why": row.get("why", ""),
+            }
             for gid, of_group in sorted(rows.items())
             for shard, row in of_group.items()
             if row["state"] != "SERVING"
