@@ -55,10 +55,15 @@ class Process:
             return _children[self.pid].poll() is None
         try:
             command = Path(f"/proc/{self.pid}/cmdline").read_bytes()
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return False
-        return self.data.encode() in command.split(b"\0") and state != "Z"
+        state, threads = stat[0], int(stat[17])
+        if state == "Z":
+            # The first thread is dead, and has no command line any more; while another one is still
+            # at it (in a sync, most likely), the process's files and its port are not free yet.
+            return threads > 1
+        return self.data.encode() in command.split(b"\0")
 
 
 @dataclass

@@ -35,7 +35,7 @@ from client import (
 from raft.rpc import CALL, RECORD, pack_hello
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
-from shardkv.cluster import Cluster
+from shardkv.cluster import Cluster, Process
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -440,6 +440,27 @@ def test_a_process_runs_from_the_moment_it_is_started(tmp_path: Path) -> None:
 
 def serve(process_command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(process_command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_process_runs_until_its_last_thread_has_ended(tmp_path: Path) -> None:
+    """Killed in a sync, its first thread is gone before the one that syncs, and the port is not free before that."""
+    script = """if True:
+        import ctypes, threading
+        threading.Thread(target=ctypes.CDLL(None).pause).start()
+        print("ready", flush=True)
+        ctypes.CDLL(None).pthread_exit(None)
+    """
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        process = Process("group", 1, 0, "127.0.0.1:1", child.pid, str(tmp_path))
+        deadline = time.monotonic() + 30
+        while not Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].startswith(" Z"):
+            assert time.monotonic() < deadline
+        assert process.running
+        child.kill()
+        while process.running:
+            assert time.monotonic() < deadline
+        assert Path(f"/proc/{child.pid}").exists(), "dead, and not yet waited for"
 
 
 def test_wrong_used_and_taken_things_are_refused_in_one_line(live: LiveCluster, tmp_path: Path) -> None:
