@@ -119,23 +119,28 @@ class Access:
         return ""
 
     def _inside(self, user: User, method: str, payload: bytes) -> bool:
-        """Whether a frame keeps to the user's prefixes. A malformed one does: it will be refused as that."""
+        """Whether all of a frame keeps to the user's prefixes."""
         try:
             frames.check_frame(payload, WRITE if method == "kv.write" else READ, self._limits)
-            for section in frames.unpack_sections(payload):
-                if SCAN_OP not in section.kinds:
-                    if not user.may_touch(section.keys):
-                        return False
-                    continue
-                for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True):
-                    if kind == SCAN_OP and method != "kv.write":
-                        if not user.may_scan(key, frames.unpack_scan(value)[0]):
-                            return False
-                    elif not user.may_touch([key]):
-                        return False
         except MalformedFrame:
-            pass
+            return True  # nothing of it will be done: it is refused as what it is
+        for section in frames.unpack_sections(payload):
+            if method == "kv.write" or SCAN_OP not in section.kinds:
+                if not user.may_touch(section.keys):
+                    return False
+                continue
+            for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True):
+                inside = user.may_touch([key]) if kind != SCAN_OP else self._scans_inside(user, key, value)
+                if not inside:
+                    return False
         return True
+
+    @staticmethod
+    def _scans_inside(user: User, start: bytes, packed: bytes) -> bool:
+        try:
+            return user.may_scan(start, frames.unpack_scan(packed)[0])
+        except MalformedFrame:
+            return False  # others of its frame would be done
 
     def _deny(self, caller: Caller, user: User | None, method: str, why: str) -> str:
         name = user.name if user is not None else caller.login_name or caller.certificate_name or "nobody"

@@ -124,10 +124,16 @@ SCAN_APP = frame(frames.READ, (SCAN_OP, b"app/", frames.pack_scan(b"app0", 10)))
 SCAN_ALL = frame(frames.READ, (SCAN_OP, b"app/", frames.pack_scan(b"", 10)))
 
 
+# One operation that cannot be read must not let those beside it through.
+SCAN_BROKEN = frame(frames.READ, (SCAN_OP, b"app/", b"?"), (GET, b"other", b""))
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("who", "method", "payload", "allowed"),
     [
+        (caller("app"), "kv.read", SCAN_BROKEN, False),
+        (caller("app"), "kv.stale", SCAN_BROKEN, False),
         (caller("root"), "ctl.admin", b"", True),
         (caller("root"), "kv.write", WRITE_OTHER, True),
         (caller("root"), "shard.pull", b"", False),
