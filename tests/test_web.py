@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -21,7 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from bench.live import SHARDKV, LiveCluster, free_port_base, in_background
 from shardctrler.shard_map import Config, Group, Shard
 from shardkv.observe.overview import Overview, problems
-from shardkv.web.server import shown
+from shardkv.web.server import MAX_CONNECTIONS, shown
 
 pytestmark = pytest.mark.timeout(180)
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -202,6 +204,23 @@ def test_nothing_can_be_changed_and_who_is_nobody_sees_nothing(live: LiveCluster
             check=True,
             capture_output=True,
         )
+
+
+def test_connections_that_say_nothing_do_not_pile_up(live: LiveCluster) -> None:
+    host, _, port = page_of(live).partition(":")
+    with contextlib.ExitStack() as held:
+        silent = [
+            held.enter_context(socket.create_connection((host, int(port)), 10))
+            for _ in range(MAX_CONNECTIONS + 50)
+        ]
+        for connection in silent[:50]:
+            connection.settimeout(30)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b"", "the oldest are let go"
+        assert urllib.request.urlopen(f"http://{host}:{port}/api/cluster", timeout=10).status == 200
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)
 
 
 def status_of(url: str, login: str | None) -> int:

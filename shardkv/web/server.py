@@ -26,6 +26,8 @@ except ImportError:  # the extra `web` is not installed; `open_page` says so
     web = None
 
 FRESH_SECONDS = 0.5
+MAX_CONNECTIONS = 256
+SWEEP_SECONDS = 1.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -174,7 +176,23 @@ async def open_page(
     except BaseException:
         await runner.cleanup()
         raise
-    return runner.cleanup
+    sweeping = asyncio.get_running_loop().create_task(_sweep(runner.server))
+
+    async def stop() -> None:
+        sweeping.cancel()
+        await runner.cleanup()
+
+    return stop
+
+
+async def _sweep(server: Any) -> None:
+    """More connections than anybody has browsers: the oldest go, whether they ever asked anything or not."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        for connection in list(server.connections)[:-MAX_CONNECTIONS]:
+            connection.force_close()
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
 def check_installed() -> None:
