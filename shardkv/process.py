@@ -57,7 +57,6 @@ from shardkv.observe.overview import Overview, look
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
 from shardkv.unary import KVService
-from shardkv.web.server import NoWeb, Page, check_installed, open_page
 
 log = logging.getLogger(__name__)
 
@@ -277,6 +276,11 @@ async def _open_page(
     options: ProcessOptions, replica: ReplicatedMachine, gate: Access, dialer: TcpDialer, rng: Random
 ) -> Callable[[], Awaitable[None]]:
     """Serve the page at options.web; returns how to stop. Raises CannotStart, BadCertificate."""
+    try:
+        # Here, for it is large, and most processes do without.
+        from shardkv.web.server import Page, open_page
+    except ImportError:
+        raise CannotStart("--web needs the package aiohttp: pip install 'shardkv[web]'") from None
     host, port = _host_and_port(options.web)
     if options.tls is None and not _is_loopback(host):
         log.warning("the page at %s is WITHOUT TLS: tokens that are typed into it can be read", options.web)
@@ -393,10 +397,8 @@ def run(options: ProcessOptions) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        if options.web:
-            check_installed()
         _run(serve(options))
-    except (CannotStart, StorageError, BadCertificate, NoWeb) as error:
+    except (CannotStart, StorageError, BadCertificate) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
     except OSError as error:

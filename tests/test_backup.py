@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from bench.live import SHARDKV, Appenders, LiveCluster, free_port_base
 from shardkv.backup.chunks import Chunker, pairs_of
+from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
-from shardkv.backup.store import BackupError, Damaged, chunk_name, open_store, packed
+from shardkv.backup.store import chunk_name, open_store, packed
 
 pytestmark = pytest.mark.timeout(180)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}

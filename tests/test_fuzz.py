@@ -29,8 +29,8 @@ from shardctrler.accounts import Accounts
 from shardctrler.machine import ControllerMachine
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
+from shardkv.backup.errors import Damaged
 from shardkv.backup.manifest import Manifest
-from shardkv.backup.store import Damaged
 from shardkv.engine import MemoryEngine
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, MalformedFrame
 from shardkv.machine import ShardMachine

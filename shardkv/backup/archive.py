@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from raft.doors import Dialer
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv import shardkv_pb2 as pb
+from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.source import Compacted, SourceLost, read_log
-from shardkv.backup.store import LEVEL, BackupError, Damaged, Store, unpacked
+from shardkv.backup.store import LEVEL, Store, unpacked
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from shardkv.backup.archive import Segment, segments
+from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import Manifest, name_of
-from shardkv.backup.store import BackupError, Damaged, Store, chunk_name
+from shardkv.backup.store import Store, chunk_name
 
 PENDING_AGE = timedelta(days=1)  # older marks were left by a run that was killed and not repeated
 READS_AT_ONCE = 8

@@ -27,9 +27,10 @@ from shardctrler.shard_map import Config
 from shardkv import commands
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.chunks import Chunker
+from shardkv.backup.errors import BackupError
 from shardkv.backup.manifest import GroupPart, Manifest, name_of
 from shardkv.backup.source import GroupView, SourceLost, Throttle, open_view, read_log
-from shardkv.backup.store import BackupError, Store, chunk_name, packed
+from shardkv.backup.store import Store, chunk_name, packed
 from shardkv.observe.overview import look
 
 ATTEMPTS = 5

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-from shardkv.backup.store import Damaged
+from shardkv.backup.errors import Damaged
 
 FORMAT = 1
 

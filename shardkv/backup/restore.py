@@ -21,9 +21,10 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
 from shardkv.backup.archive import Segment
 from shardkv.backup.chunks import MalformedFrame, pairs_of
+from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
 from shardkv.backup.source import Throttle
-from shardkv.backup.store import BackupError, Damaged, Store
+from shardkv.backup.store import Store
 from shardkv.machine import ShardMachine
 from shardkv.ownership import Row, State
 from shardkv.rocks import RocksEngine

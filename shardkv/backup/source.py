@@ -14,7 +14,7 @@ from raft.doors import Dialer, Unreachable
 from shardctrler.query import AccessDenied
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup.store import BackupError
+from shardkv.backup.errors import BackupError
 
 CALL_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0  # for some replica of a group to answer

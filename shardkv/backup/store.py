@@ -6,9 +6,7 @@
     archive/<cluster>/<gid>/<first>-<last>-<sha256>   the log of a group, entries first to last
     archive/<cluster>/<gid>/watermark                 up to when that is whole
 
-The library is obstore (Rust's object_store): S3 and what speaks like it, and files. It tries
-again what may pass (5xx, broken connections); credentials come from where AWS's own tools
-look for them in the environment.
+What puts them there is in `objects.py`.
 """
 
 from __future__ import annotations
@@ -17,28 +15,13 @@ import asyncio
 import datetime
 import hashlib
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-try:
-    import obstore
-    from obstore.exceptions import BaseError, NotFoundError
-    from obstore.store import LocalStore, S3Store
-except ImportError:  # the extra `backup` is not installed; open_store says so
-    obstore = None
+from shardkv.backup.errors import BackupError, Damaged
 
-ATTEMPT_SECONDS = "60s"
 LEVEL = 1  # of zlib: more costs more time than the space is worth
-
-
-class BackupError(Exception):
-    """A backup cannot be made or used; the text says why, and names the object if there is one."""
-
-
-class Damaged(BackupError):
-    """An object is not what was put there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,47 +31,27 @@ class Found:
     changed: datetime.datetime
 
 
-class Store:
-    """One place for the backups of one cluster. Get it from `open_store`."""
+class Store(ABC):
+    """One place for the backups of one cluster. Get it from `open_store`. Every call may raise BackupError."""
 
-    def __init__(self, url: str, inner: Any) -> None:
-        self.url, self._inner = url, inner
+    def __init__(self, url: str) -> None:
+        self.url = url
 
+    @abstractmethod
     async def put(self, name: str, data: bytes) -> None:
-        """Whole, or not at all: both kinds of stores see to that."""
-        try:
-            await obstore.put_async(self._inner, name, data)
-        except (BaseError, OSError) as error:
-            raise self._failed(name, "not written", error) from None
+        """Whole, or not at all."""
 
+    @abstractmethod
     async def get(self, name: str) -> bytes:
-        try:
-            result = await obstore.get_async(self._inner, name)
-            return bytes(await result.bytes_async())
-        except (NotFoundError, FileNotFoundError):
-            raise Damaged(f"{self.url}: {name} is missing") from None
-        except (BaseError, OSError) as error:
-            raise self._failed(name, "not read", error) from None
+        """Raises Damaged where there is no such object."""
 
+    @abstractmethod
     async def delete(self, name: str) -> None:
-        try:
-            await obstore.delete_async(self._inner, name)
-        except (NotFoundError, FileNotFoundError):
-            pass  # somebody else was faster
-        except (BaseError, OSError) as error:
-            raise self._failed(name, "not deleted", error) from None
+        """It may be gone already."""
 
-    async def list(self, prefix: str) -> AsyncIterator[Found]:
-        try:
-            async for page in obstore.list(self._inner, prefix):
-                for item in page:
-                    yield Found(item["path"], item["size"], item["last_modified"])
-        except (BaseError, OSError) as error:
-            raise self._failed(prefix, "not listed", error) from None
-
-    def _failed(self, name: str, what: str, error: Exception) -> BackupError:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return BackupError(f"{self.url}: {name} was {what}: {first}")
+    @abstractmethod
+    def list(self, prefix: str) -> AsyncIterator[Found]:
+        """All objects below a prefix, in no order."""
 
     # ---- chunks
 
@@ -120,29 +83,9 @@ def unpacked(url: str, name: str, digest: str, stored: bytes) -> bytes:
 
 def open_store(url: str, endpoint: str = "", region: str = "") -> Store:
     """A store by its URL, `file:///…` or `s3://bucket/prefix`. Raises BackupError."""
-    if obstore is None:
-        raise BackupError("backups need the package obstore: pip install 'shardkv[backup]'")
     try:
-        if url.startswith("file://"):
-            path = Path(url.removeprefix("file://"))
-            if not path.is_absolute():
-                raise BackupError(f"{url}: a path after file:// begins with /")
-            return Store(url, LocalStore(path, automatic_cleanup=False, mkdir=True))
-        if url.startswith("s3://"):
-            options: dict[str, Any] = {}
-            if endpoint:
-                # Servers on one's own machines are spoken to without TLS and by path, if they are named so.
-                options |= {"endpoint": endpoint, "virtual_hosted_style_request": False}
-            if region:
-                options["region"] = region
-            return Store(
-                url,
-                S3Store.from_url(
-                    url,
-                    **options,
-                    client_options={"allow_http": endpoint.startswith("http://"), "timeout": ATTEMPT_SECONDS},
-                ),
-            )
-    except (BaseError, ValueError, OSError) as error:
-        raise BackupError(f"{url}: {error}") from None
-    raise BackupError(f"{url}: give file:///directory or s3://bucket/prefix")
+        # Here, for it is large, and most commands do without.
+        from shardkv.backup.objects import open_object_store
+    except ImportError:
+        raise BackupError("backups need the package obstore: pip install 'shardkv[backup]'") from None
+    return open_object_store(url, endpoint, region)

@@ -24,7 +24,7 @@ from client.errors import DeadlineExceeded, ShardKVError, Unavailable
 from raft.gate import Login
 from raft.tls import BadCertificate, Tls
 from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
-from shardkv.backup.store import BackupError
+from shardkv.backup.errors import BackupError
 from shardkv.process import split_addresses
 
 T = TypeVar("T")

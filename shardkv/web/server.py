@@ -16,14 +16,11 @@ from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
+from aiohttp import web
+
 from raft.gate import Login
 from shardctrler.query import ControllerUnavailable
 from shardkv.observe.overview import Overview, problems
-
-try:
-    from aiohttp import web
-except ImportError:  # the extra `web` is not installed; `open_page` says so
-    web = None
 
 FRESH_SECONDS = 0.5
 MAX_CONNECTIONS = 256
@@ -38,10 +35,6 @@ HEADERS = {
 
 Look = Callable[[], Awaitable[Overview]]
 MayLook = Callable[[Login | None], str]  # why not; empty if so
-
-
-class NoWeb(Exception):
-    """The page cannot be served; the text says why."""
 
 
 class Page:
@@ -193,9 +186,3 @@ async def _sweep(server: Any) -> None:
             connection.force_close()
             if connection.transport is not None:
                 connection.transport.abort()
-
-
-def check_installed() -> None:
-    """Raises NoWeb."""
-    if web is None:
-        raise NoWeb("the page needs the package aiohttp: pip install 'shardkv[web]'")
