@@ -118,8 +118,10 @@ class Archiver:
 
         Raises BackupError if the store fails.
         """
+        joined = set(self._addresses)
         try:
             config = await self._controller.query(None, QUERY_SECONDS)
+            joined = set(config.groups)
             self._addresses |= {gid: group.addresses for gid, group in config.groups.items()}
         except ControllerUnavailable as error:
             log.warning("%s; going on with the groups that are known", error)
@@ -128,7 +130,12 @@ class Archiver:
             try:
                 done.append(await self._archive(gid, addresses))
             except SourceLost as error:
-                log.warning("group %d is not archived now: %s", gid, error)
+                if gid in joined:
+                    log.warning("group %d is not archived now: %s", gid, error)
+                else:
+                    # It has left, and its shards are elsewhere: nothing more will come.
+                    log.info("group %d has left and is gone: %s", gid, error)
+                    del self._addresses[gid]
         return done
 
     async def _archive(self, gid: int, addresses: tuple[str, ...]) -> Archived:
