@@ -264,6 +264,11 @@ def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_pa
                     stub.Get(pb.GetRequest(key=key), timeout=10, metadata=metadata)
                 assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
+        backup = ["backup", "create", f"file://{tmp_path}/backups"]
+        mine = shardkv(live, *backup, login=app)
+        assert mine.returncode == 1 and "only an admin" in mine.stderr, "a backup has everybody's keys"
+        assert shardkv(live, *backup, login=root).returncode == 0
+
         # A role that is taken away is gone in a moment, on connections that are open.
         assert shardkv(live, "admin", "user", "set", "app", "--role", "read-only", login=root).returncode == 0
         eventually(lambda: denied(lambda: clerk.put("app/1", "four")))
