@@ -32,7 +32,7 @@ from client import (
     Unavailable,
     ValueTooLarge,
 )
-from raft.rpc import CALL, RECORD, pack_hello
+from raft.rpc import CALL, PROTOCOL_VERSION, RECORD, pack_hello
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
 from shardkv.cluster import Cluster, Process
@@ -407,6 +407,24 @@ def test_a_refusal_says_which_cluster_it_is(live: LiveCluster) -> None:
         connection.sendall(pack_hello(1, "another-cluster"))
         answer = connection.recv(4096)
     assert answer[3] == 1 and b"another-cluster" in answer
+
+
+def test_another_version_of_the_protocol_or_of_the_data_is_refused_by_its_number(
+    live: LiveCluster, tmp_path: Path
+) -> None:
+    for process in live.cluster().processes:
+        host, _, port = process.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(pack_hello(PROTOCOL_VERSION + 1, ""))
+            answer = connection.recv(4096)
+        assert answer[3] == 1 and b"protocol version 2, this server speaks 1" in answer
+    first = live.cluster().processes[0]
+    identity = json.loads((Path(first.data) / "identity.json").read_text())
+    command = live.cluster().command(first)
+    command[command.index("--data") + 1] = str(tmp_path)
+    (tmp_path / "identity.json").write_text(json.dumps(identity | {"format": identity["format"] + 1}))
+    refused = serve(command)
+    assert refused.returncode == 1 and f"'format': {identity['format'] + 1}" in refused.stderr
 
 
 def test_a_group_started_by_hand_learns_its_cluster_and_joins(live: LiveCluster, tmp_path: Path) -> None:
