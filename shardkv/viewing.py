@@ -18,7 +18,7 @@ from shardkv.machine import ShardMachine
 
 MAX_VIEWS = 8
 IDLE_SECONDS = 120.0
-PAGE_BYTES = 1 << 20
+PAGE_BYTES = 256 << 10  # a millisecond of the event loop
 LOG_BYTES = 4 << 20  # of one answer
 MAX_WAIT_MS = 30_000
 

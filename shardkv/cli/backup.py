@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -50,6 +51,7 @@ from shardkv.frames import Limits
 
 T = TypeVar("T")
 MEGABYTE = 1_000_000
+NICE = 10  # on a machine that also serves, a backup gives way
 WRITE_SECONDS = 60.0  # for one key, while a restore goes as fast as the cluster takes it
 # A cluster may take larger keys and values than clerks do by themselves.
 ANY_SIZE = Limits(key_bytes=65535, value_bytes=16 << 20)
@@ -117,6 +119,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
 def create(url: str, rate: float, endpoint: str, region: str, controllers: str | None, output: str) -> None:
     """Back up all shards, as they are at one moment. What is at URL already is not written again."""
     store = open_store(url, endpoint, region)
+    os.nice(NICE)
     done = Done()
 
     async def run(session: Session) -> Manifest:
