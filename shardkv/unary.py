@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from raft.errors import NotLeader, RaftError
+from raft.errors import NoRoom, NotLeader, RaftError
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
@@ -94,6 +94,8 @@ class KVService(pb_grpc.KVServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"not the leader; try {leader or 'another'}"
             )
+        except NoRoom as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except RaftError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         reply = replies[0]
