@@ -116,6 +116,22 @@ class LiveCluster:
         raise AssertionError(f"group {gid} has no leader")
 
 
+def attempt(
+    cluster: LiveCluster | None, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A command against a cluster, if it needs one, however it ends; from where no cluster.json is found."""
+    where = {} if cluster is None else {"SHARDKV_CONTROLLERS": ",".join(cluster.controllers)}
+    return subprocess.run(
+        [*SHARDKV, *arguments],
+        env=os.environ | where | environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
 class Appenders:
     """Threads that append numbered tokens, each thread in order, and remember what was acknowledged."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from bench.live import SHARDKV, LiveCluster
+from bench.live import SHARDKV, LiveCluster, attempt
 from client import Login, PermissionDenied, ShardClerk, ShardKVError, Tls
 from raft.gate import Caller, hash_token
 from shardctrler import shardctrler_pb2 as ctl
@@ -198,18 +197,8 @@ def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def shardkv(live: LiveCluster, *arguments: str, login: Login | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(live.controllers)}
-    if login is not None:
-        environment |= {"SHARDKV_USER": login.name, "SHARDKV_TOKEN": login.token}
-    return subprocess.run(
-        [*SHARDKV, *arguments],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    who = {} if login is None else {"SHARDKV_USER": login.name, "SHARDKV_TOKEN": login.token}
+    return attempt(live, *arguments, **who)
 
 
 def denied(work: Callable[[], object]) -> bool:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.live import SHARDKV, Appenders, LiveCluster, free_port_base
+from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
 from shardkv.backup.chunks import Chunker, pairs_of
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
@@ -130,18 +130,7 @@ def source() -> Iterator[LiveCluster]:
 
 
 def shardkv(cluster: LiveCluster | None, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | CREDENTIALS
-    if cluster is not None:
-        environment["SHARDKV_CONTROLLERS"] = ",".join(cluster.controllers)
-    return subprocess.run(
-        [*SHARDKV, *arguments],
-        env=environment,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
+    return attempt(cluster, *arguments, **CREDENTIALS)
 
 
 def done(cluster: LiveCluster | None, *arguments: str) -> Any:
