@@ -31,10 +31,10 @@ from shardctrler.query import AccessDenied, BadQuery, ControllerClient, Controll
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
+from shardkv.options import NODE
 
 log = logging.getLogger(__name__)
 
-NODE = "shardkv-node"  # the organization in a server's certificate, and the name of its login
 POLL_SECONDS = 20.0
 CALL_SECONDS = 2.0
 RETRY_SECONDS = 1.0

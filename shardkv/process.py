@@ -17,11 +17,10 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -33,12 +32,11 @@ from raft import room
 from raft.disk import RealDirectory, free_bytes
 from raft.errors import StorageError, WrongDirectory
 from raft.frontdoor import FrontDoor, private_socket
-from raft.gate import Login
 from raft.quorum import Membership
 from raft.reconfigure import hand_over
 from raft.rpc import TcpDialer
-from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
-from raft.tls import BadCertificate, Tls
+from raft.rsm import ReplicatedMachine, StateMachine, open_replica
+from raft.tls import BadCertificate
 from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.machine import ControllerMachine
@@ -46,14 +44,14 @@ from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import NODE, Access, AccessInterceptor, AccountsFollower
+from shardkv.access import Access, AccessInterceptor, AccountsFollower
 from shardkv.engine import Engine, MemoryEngine
-from shardkv.frames import Limits
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
 from shardkv.observe.overview import Overview, look
+from shardkv.options import CONTROLLER_GROUP, NODE, ProcessOptions
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
 from shardkv.unary import KVService
@@ -63,7 +61,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 IDENTITY = "identity.json"
 ACCOUNTS = "accounts"  # the users, as a group heard of them last
-CONTROLLER_GROUP = 0
 LEARN_SECONDS = 30.0
 LOOK_SECONDS = 2.0  # for the configuration that the page shows
 # The calls that metrics tell apart.
@@ -92,50 +89,6 @@ HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 class CannotStart(Exception):
     """The process cannot do its work; the text says why in one line."""
-
-
-@dataclass(frozen=True)
-class ProcessOptions:
-    """What one process is. `peers` are the addresses of the group's first replicas; replica n is the n-th.
-
-    One that joins a group later has no peers, but its own address: whoever leads the group
-    makes it a member, and from then on its log says who the others are.
-    """
-
-    replica: int
-    peers: tuple[str, ...]
-    data: Path
-    cluster: str
-    gid: int = CONTROLLER_GROUP
-    controllers: tuple[str, ...] = ()
-    initial_shards: int = 8
-    ephemeral: bool = False
-    listen: str = (
-        ""  # host:port to bind, where that is not `address`: behind a NAT, a container's port, a proxy
-    )
-    joins_as: str = ""  # host:port of a replica that joins
-    metrics: str = ""  # host:port for Prometheus
-    web: str = ""  # host:port for browsers; controllers only
-    tls: Tls | None = None
-    secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
-    log_format: str = "text"
-    log_level: str = "INFO"
-    reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py
-    limits: Limits = field(default_factory=Limits)
-    rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
-
-    @property
-    def address(self) -> str:
-        return self.joins_as or self.peers[self.replica - 1]
-
-    @property
-    def login(self) -> Login | None:
-        return Login(NODE, self.secret) if self.secret else None
-
-    @property
-    def addresses(self) -> dict[int, str]:
-        """The group's first members; none for one that joins."""
-        return {} if self.joins_as else dict(enumerate(self.peers, 1))
 
 
 def clock_ms() -> int:
@@ -421,17 +374,3 @@ def _wait_for_room(options: ProcessOptions) -> None:
 def _run(main: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)
-
-
-def split_addresses(text: str) -> tuple[str, ...]:
-    """host:port,… to a tuple. Raises ValueError."""
-    addresses: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"{address!r} is not host:port")
-    if len(set(addresses)) != len(addresses):
-        raise ValueError("an address stands twice")
-    if not addresses:
-        raise ValueError("no addresses")
-    return tuple(addresses)

@@ -19,8 +19,9 @@ from shardctrler.planner import Refused
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import NODE, RIGHTS, Access
+from shardkv.access import RIGHTS, Access
 from shardkv.frames import GET, PUT, SCAN_OP, Limits
+from shardkv.options import NODE
 from shardkv.process import METHODS
 
 # ---- the rules, pure

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -14,14 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
 from bench.acceptance import kill, load
-from bench.live import SHARDKV, Appenders, LiveCluster, free_port_base
+from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
 from client import (
     AsyncShardClerk,
     ClerkClosed,
@@ -47,13 +45,6 @@ def live() -> Iterator[LiveCluster]:
         yield cluster
 
 
-def run(live: LiveCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(live.controllers)}
-    return subprocess.run(
-        [*SHARDKV, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 def test_real_input_survives_joins_moves_splits_and_leaves() -> None:
     """Points 2 and 4 of the acceptance, on a part of the standard library; `make acceptance` takes all of it."""
     load(files=150)
@@ -62,119 +53,6 @@ def test_real_input_survives_joins_moves_splits_and_leaves() -> None:
 def test_sigkill_of_every_leader_and_then_of_everything() -> None:
     """Point 3 of the acceptance."""
     kill()
-
-
-def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) -> None:
-    """Its disk is gone. Writes go on; the newcomer counts: afterwards an old member may die as well."""
-    with LiveCluster(groups=1, controllers=1, replicas=3) as live, live.clerk() as clerk:
-        cluster = live.cluster()
-        appenders = Appenders(clerk).start()
-        leader = live.leader(1)
-        dead, other = [p for p in cluster.processes if p.role == "group" and p.address != leader.address]
-        cluster.kill(dead)
-        shutil.rmtree(dead.data)
-        address = f"127.0.0.1:{free_port_base()}"
-        command = [*SHARDKV, "serve", "group", "--gid", "1", "--id", "4", "--join", address]
-        command += ["--data", str(tmp_path / "new"), "--controllers", ",".join(live.controllers)]
-        early = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
-        assert early.returncode == 1 and "nothing answers" in early.stderr
-        newcomer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            until_it_accepts(address)
-            done = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
-            assert done.returncode == 0, done.stderr
-            again = run(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
-            assert again.returncode == 0, "what is done may be asked for again"
-            said = live.json("admin", "member", "list", "1")
-            assert {row["replica"] for row in said} == {1, 2, 3, 4} - {dead.index + 1}
-            assert all(row["member"] == "voter" for row in said)
-            gap = appenders.longest_gap
-            cluster.kill(other)  # the newcomer and the leader are a majority
-            clerk.put("after", "two of three, one of them new")
-            refused = run(live, "admin", "member", "remove", "1", "4")
-            assert refused.returncode == 1 and "could not go on" in refused.stderr
-            unknown = run(live, "admin", "member", "replace", "1", "9", "10=127.0.0.1:1")
-            assert unknown.returncode == 1 and "no replica 9" in unknown.stderr
-            assert appenders.stop() > 0
-            appenders.verify()
-            assert gap < 1.0, f"{gap:.2f} s without an append while a follower was replaced"
-        finally:
-            newcomer.terminate()
-            newcomer.wait(30)
-
-
-@contextmanager
-def joining(live: LiveCluster, directory: Path, replica: int, gid: int = 1) -> Iterator[str]:
-    """A new replica's process, which waits to be let in; its address."""
-    address = f"127.0.0.1:{free_port_base()}"
-    command = [*SHARDKV, "serve", "group", "--gid", str(gid), "--id", str(replica), "--join", address]
-    command += ["--data", str(directory / f"replica-{replica}"), "--controllers", ",".join(live.controllers)]
-    command += ["--secret-file", str(live.directory / "secret")]
-    newcomer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        until_it_accepts(address)
-        yield address
-    finally:
-        newcomer.terminate()
-        newcomer.wait(30)
-
-
-def test_a_learner_is_let_in_and_promoted(tmp_path: Path) -> None:
-    with LiveCluster(groups=1, controllers=1, replicas=3) as live, joining(live, tmp_path, 4) as address:
-        added = run(live, "admin", "member", "add", "1", f"4={address}", "--learner")
-        assert added.returncode == 0 and f"the learners 4 at {address}" in added.stdout, added.stderr
-        kinds = {row["replica"]: row["member"] for row in live.json("admin", "member", "list", "1")}
-        assert kinds == {1: "voter", 2: "voter", 3: "voter", 4: "learner"}
-        unknown = run(live, "admin", "member", "promote", "1", "9")
-        assert unknown.returncode == 1 and "no replica 9" in unknown.stderr
-        assert run(live, "admin", "member", "promote", "1", "4").returncode == 0
-        kinds = {row["replica"]: row["member"] for row in live.json("admin", "member", "list", "1")}
-        assert set(kinds.values()) == {"voter"} and 4 in kinds
-        assert run(live, "admin", "member", "remove", "1", "4").returncode == 0
-
-
-def test_a_group_that_lost_its_quorum_goes_on_with_the_replica_that_is_left(tmp_path: Path) -> None:
-    with LiveCluster(groups=1, controllers=1, replicas=3, shards=2) as live, live.clerk() as clerk:
-        for n in range(100):
-            clerk.put(f"k{n}", str(n))
-        cluster = live.cluster()
-        survivor, *others = [p for p in cluster.processes if p.role == "group"]
-        running = run(live, "recover", survivor.data, "--writes-may-be-lost")
-        assert running.returncode == 1 and "in use" in running.stderr
-        until_applied_everywhere(live)
-        for process in others:  # for good
-            cluster.kill(process)
-            shutil.rmtree(process.data)
-        with ShardClerk(live.controllers, timeout=1.0) as impatient, pytest.raises(ShardKVError):
-            impatient.put("k0", "nobody commits it")
-        cluster.stop([survivor])
-        for command in ((survivor.data,), (survivor.data, "--writes-may-be-lost")):
-            refused = run(live, "recover", *command)
-            assert refused.returncode in (1, 2) and "--" in refused.stderr, (
-                "not by accident, and not in the blue"
-            )
-        done = run(live, "recover", survivor.data, "--writes-may-be-lost", "--address", survivor.address)
-        assert done.returncode == 0 and "Never start" in done.stdout, done.stderr
-        cluster.start(survivor)
-        assert [clerk.get(f"k{n}") for n in range(1, 100)] == [str(n).encode() for n in range(1, 100)]
-        clerk.put("k0", "alone")
-        with joining(live, tmp_path, 4) as four, joining(live, tmp_path, 5) as five:
-            for newcomer in (f"4={four}", f"5={five}"):
-                added = run(live, "admin", "member", "add", "1", newcomer)
-                assert added.returncode == 0, added.stderr
-            cluster.kill(survivor)
-            assert clerk.get("k0") == b"alone", "the two new ones are a quorum"
-
-
-def until_applied_everywhere(live: LiveCluster) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        applied = {
-            said["applied_index"] for said in live.json("admin", "status")["groups"]["1"].values() if said
-        }
-        if len(applied) == 1:
-            return
-        assert time.monotonic() < deadline, applied
 
 
 def test_a_rolling_restart_is_not_noticed() -> None:
@@ -202,51 +80,38 @@ def until_all_follow(live: LiveCluster) -> None:
         assert time.monotonic() < deadline, status
 
 
-def until_it_accepts(address: str) -> None:
-    """Wait until somebody listens at `address`."""
-    host, _, port = address.rpartition(":")
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection((host, int(port)), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"nobody listens at {address}"
-            time.sleep(0.05)
-
-
 def test_the_command_line_s_contract(live: LiveCluster) -> None:
-    assert run(live, "put", "greeting", "hello").returncode == 0
-    assert run(live, "get", "greeting").stdout == "hello"
-    assert run(live, "append", "greeting", ", you").returncode == 0
-    assert json.loads(run(live, "get", "greeting", "-o", "json").stdout)["value"] == "hello, you"
-    assert run(live, "cas", "greeting", "hello, you", "bye").returncode == 0
-    refused = run(live, "cas", "greeting", "wrong", "x")
+    assert attempt(live, "put", "greeting", "hello").returncode == 0
+    assert attempt(live, "get", "greeting").stdout == "hello"
+    assert attempt(live, "append", "greeting", ", you").returncode == 0
+    assert json.loads(attempt(live, "get", "greeting", "-o", "json").stdout)["value"] == "hello, you"
+    assert attempt(live, "cas", "greeting", "hello, you", "bye").returncode == 0
+    refused = attempt(live, "cas", "greeting", "wrong", "x")
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-    assert run(live, "get", "no such key").returncode == 1
-    run(live, "put", "p1", "a")
-    run(live, "put", "p2", "b")
-    scanned = json.loads(run(live, "scan", "--prefix", "p", "-o", "json").stdout)
+    assert attempt(live, "get", "no such key").returncode == 1
+    attempt(live, "put", "p1", "a")
+    attempt(live, "put", "p2", "b")
+    scanned = json.loads(attempt(live, "scan", "--prefix", "p", "-o", "json").stdout)
     assert scanned == [{"key": "p1", "value": "a"}, {"key": "p2", "value": "b"}]
-    assert run(live, "scan", "p", "q", "--limit", "1").stdout == "p1\ta\n"
-    assert run(live, "delete", "p1").returncode == 0
-    assert run(live, "delete", "p1").returncode == 1
-    config = json.loads(run(live, "admin", "query", "-o", "json").stdout)
+    assert attempt(live, "scan", "p", "q", "--limit", "1").stdout == "p1\ta\n"
+    assert attempt(live, "delete", "p1").returncode == 0
+    assert attempt(live, "delete", "p1").returncode == 1
+    config = json.loads(attempt(live, "admin", "query", "-o", "json").stdout)
     assert {"num", "shards", "groups"} <= config.keys() and {"id", "start", "end", "gid"} <= config["shards"][
         0
     ].keys()
-    assert json.loads(run(live, "admin", "query", "0", "-o", "json").stdout)["num"] == 0
-    refused = run(live, "admin", "move", "1", "77")
+    assert json.loads(attempt(live, "admin", "query", "0", "-o", "json").stdout)["num"] == 0
+    refused = attempt(live, "admin", "move", "1", "77")
     assert refused.returncode == 1 and "UnknownGroup" in refused.stderr
-    assert run(live, "admin", "move", "one", "two").returncode == 2
-    status = json.loads(run(live, "admin", "status", "-o", "json").stdout)
+    assert attempt(live, "admin", "move", "one", "two").returncode == 2
+    status = json.loads(attempt(live, "admin", "status", "-o", "json").stdout)
     assert status["serving"] == status["shards"] == 8
-    assert run(live, "get", "k", "--controllers", "127.0.0.1:1", "--timeout", "0.5").returncode == 3
+    assert attempt(live, "get", "k", "--controllers", "127.0.0.1:1", "--timeout", "0.5").returncode == 3
 
 
 def test_bench_reports_what_scripts_rely_on(live: LiveCluster) -> None:
     for workload in ("put", "get", "a", "e", "f"):
-        done = run(
+        done = attempt(
             live,
             "bench",
             "--workload",
@@ -434,10 +299,10 @@ def test_a_group_started_by_hand_learns_its_cluster_and_joins(live: LiveCluster,
     command += ["--controllers", ",".join(live.controllers), "--data", str(tmp_path / "g9")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            assert run(live, "admin", "join", "9", address, "--wait").returncode == 0
-            assert run(live, "put", "by hand", "yes").returncode == 0
-            assert run(live, "admin", "leave", "9", "--wait").returncode == 0
-            assert run(live, "get", "by hand").stdout == "yes"
+            assert attempt(live, "admin", "join", "9", address, "--wait").returncode == 0
+            assert attempt(live, "put", "by hand", "yes").returncode == 0
+            assert attempt(live, "admin", "leave", "9", "--wait").returncode == 0
+            assert attempt(live, "get", "by hand").stdout == "yes"
         finally:
             process.terminate()
             assert process.wait(20) == 0

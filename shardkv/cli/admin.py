@@ -36,7 +36,7 @@ from shardkv.cli.common import (
     timeout_option,
 )
 from shardkv.observe.overview import Overview, look, moves, problems, role_of, wait_settled
-from shardkv.process import split_addresses
+from shardkv.options import split_addresses
 
 T = TypeVar("T")
 wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")

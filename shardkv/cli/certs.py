@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from shardkv.access import NODE
 from shardkv.cli.common import Failed, handled
+from shardkv.options import NODE
 
 DAYS = 365
 

@@ -25,7 +25,7 @@ from raft.gate import Login
 from raft.tls import BadCertificate, Tls
 from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
 from shardkv.backup.errors import BackupError
-from shardkv.process import split_addresses
+from shardkv.options import split_addresses
 
 T = TypeVar("T")
 REFUSED, UNREACHABLE = 1, 3

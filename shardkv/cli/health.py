@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, find_tls, handled, tls_options
-from shardkv.process import split_addresses
+from shardkv.options import split_addresses
 
 
 @click.command()

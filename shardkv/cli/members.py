@@ -29,7 +29,7 @@ from shardkv.cli.common import (
     print_table,
 )
 from shardkv.observe.overview import ask_status
-from shardkv.process import split_addresses
+from shardkv.options import split_addresses
 
 GID = click.IntRange(min=0)
 CALL_SECONDS = 35.0  # a little more than the server gives one attempt

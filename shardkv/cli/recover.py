@@ -16,7 +16,8 @@ from raft.quorum import Membership
 from raft.recover import make_alone
 from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
-from shardkv.process import FORMAT, IDENTITY, open_machine, split_addresses
+from shardkv.options import split_addresses
+from shardkv.process import FORMAT, IDENTITY, open_machine
 
 
 @click.command()

@@ -13,7 +13,8 @@ import click
 
 from shardkv.cli.common import find_tls, read_secret, tls_options
 from shardkv.frames import Limits
-from shardkv.process import ProcessOptions, run, split_addresses
+from shardkv.options import ProcessOptions, split_addresses
+from shardkv.process import run
 
 
 @click.group(context_settings={"auto_envvar_prefix": "SHARDKV"})

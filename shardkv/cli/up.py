@@ -13,7 +13,6 @@ import click
 from client import ShardClerk
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
-from shardkv.access import NODE
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import (
     DEFAULT_DATA,
@@ -29,6 +28,7 @@ from shardkv.cli.common import (
 )
 from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
 from shardkv.observe.overview import Overview, wait_settled
+from shardkv.options import NODE
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5

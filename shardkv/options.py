@@ -1,0 +1,73 @@
+"""What one server process is told about itself, and how addresses are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raft.gate import Login
+from raft.rsm import ReplicaOptions
+from raft.tls import Tls
+from shardkv.frames import Limits
+
+CONTROLLER_GROUP = 0
+NODE = "shardkv-node"  # the organization in a server's certificate, and the name of its login
+
+
+@dataclass(frozen=True)
+class ProcessOptions:
+    """What one process is. `peers` are the addresses of the group's first replicas; replica n is the n-th.
+
+    One that joins a group later has no peers, but its own address: whoever leads the group
+    makes it a member, and from then on its log says who the others are.
+    """
+
+    replica: int
+    peers: tuple[str, ...]
+    data: Path
+    cluster: str
+    gid: int = CONTROLLER_GROUP
+    controllers: tuple[str, ...] = ()
+    initial_shards: int = 8
+    ephemeral: bool = False
+    listen: str = (
+        ""  # host:port to bind, where that is not `address`: behind a NAT, a container's port, a proxy
+    )
+    joins_as: str = ""  # host:port of a replica that joins
+    metrics: str = ""  # host:port for Prometheus
+    web: str = ""  # host:port for browsers; controllers only
+    tls: Tls | None = None
+    secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
+    log_format: str = "text"
+    log_level: str = "INFO"
+    reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py
+    limits: Limits = field(default_factory=Limits)
+    rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
+
+    @property
+    def address(self) -> str:
+        return self.joins_as or self.peers[self.replica - 1]
+
+    @property
+    def login(self) -> Login | None:
+        return Login(NODE, self.secret) if self.secret else None
+
+    @property
+    def addresses(self) -> dict[int, str]:
+        """The group's first members; none for one that joins."""
+        return {} if self.joins_as else dict(enumerate(self.peers, 1))
+
+
+def split_addresses(text: str) -> tuple[str, ...]:
+    """host:port,… to a tuple. Raises ValueError."""
+    addresses: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError(f"{address!r} is not host:port")
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("an address stands twice")
+    if not addresses:
+        raise ValueError("no addresses")
+    return tuple(addresses)
