@@ -235,12 +235,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 class AccountsFollower:
     """A group replica's copy of the users: what its disk has, and then what the controller says."""
 
-    def __init__(self, known: bytes, keep: Callable[[bytes], Awaitable[None]], secured: bool) -> None:
-        """`secured`: this process can show that it belongs to the cluster. One that cannot, and has never
+    def __init__(self, known: bytes | None, keep: Callable[[bytes], Awaitable[None]], secured: bool) -> None:
+        """`known`: the table on the disk, if there is one. `secured`: this process can show that it
 
-        been told of users, is of a cluster where access control is not in use.
+        belongs to the cluster; one that cannot, and was never told of users, is of a cluster where
+        access control is not in use.
         """
-        self.accounts = Accounts.decode(known) if known else None if secured else Accounts()
+        self.accounts = Accounts.decode(known) if known is not None else None if secured else Accounts()
         self._keep = keep
 
     async def follow(self, controller: ControllerClient) -> None:
@@ -248,7 +249,9 @@ class AccountsFollower:
         while True:
             since = self.accounts.version if self.accounts is not None else 0
             try:
-                news = await controller.accounts(since, POLL_SECONDS if self.accounts else 0.0, CALL_SECONDS)
+                news = await controller.accounts(
+                    since, POLL_SECONDS if self.accounts is not None else 0.0, CALL_SECONDS
+                )
             except AccessDenied as error:
                 log.error("the controllers do not know this process as one of the cluster: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)

@@ -275,7 +275,7 @@ def _gate(
     machine = replica.machine
     if isinstance(machine, ControllerMachine):
         return Access(lambda: machine.accounts, options.secret, options.limits), None
-    known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else b""
+    known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
     follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), _is_secured(options))
     client = ControllerClient(options.controllers, dialer, rng)
     following = asyncio.get_running_loop().create_task(follower.follow(client))

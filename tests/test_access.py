@@ -19,7 +19,7 @@ from shardctrler.planner import Refused
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import RIGHTS, Access
+from shardkv.access import RIGHTS, Access, AccountsFollower
 from shardkv.frames import GET, PUT, SCAN_OP, Limits
 from shardkv.options import NODE
 from shardkv.process import METHODS
@@ -214,6 +214,12 @@ def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_pa
     with live.clerk() as clerk:  # as it is without access control
         clerk.put("app/1", "one")
         clerk.put("other", "two")
+    # Where nobody is asked who he is, groups serve without controllers, also after a restart.
+    served = (
+        grpc.StatusCode.OK,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    )  # the latter: the key is the other group's
+    restart_groups_alone(live, lambda address: get_stale(address) in served)
     refused = shardkv(live, "admin", "access", "enable")
     assert refused.returncode == 1 and "lock everybody out" in refused.stderr
     root = Login("root", shardkv(live, "admin", "user", "add", "root", "--role", "admin").stdout.strip())
@@ -265,17 +271,7 @@ def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_pa
         assert clerk.get("app/1") == b"three"
 
         # A group judges by what it knew when it starts while no controller answers.
-        cluster = live.cluster()
-        everybody = list(cluster.processes)
-        controllers = [process for process in everybody if process.role == "controller"]
-        for process in everybody:
-            cluster.kill(process)
-        for process in everybody:
-            if process.role == "group":
-                cluster.start(process)
-        eventually(lambda: is_denied_without_controllers(group))
-        for process in controllers:
-            cluster.start(process)
+        restart_groups_alone(live, lambda address: get_stale(address) is grpc.StatusCode.PERMISSION_DENIED)
         eventually(lambda: clerk.get("app/1") == b"three")
 
     token_file = tmp_path / "token"
@@ -297,13 +293,40 @@ def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_pa
             assert text.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
 
 
-def is_denied_without_controllers(address: str) -> bool:
+def get_stale(address: str) -> grpc.StatusCode:
+    """How a stranger's read is answered by one replica, whatever the key's group is."""
     with grpc.insecure_channel(address) as channel:
         try:
             kv_grpc.KVStub(channel).Get(pb.GetRequest(key=b"app/1", stale=True), timeout=5)
         except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.PERMISSION_DENIED
-    raise AssertionError("it answered a stranger")
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def restart_groups_alone(live: LiveCluster, expected: Callable[[str], bool]) -> None:
+    """Kill everything, start the groups, wait for what is expected of each; then the controllers."""
+    cluster = live.cluster()
+    for process in cluster.processes:
+        cluster.kill(process)
+    groups = [process for process in cluster.processes if process.role == "group"]
+    for process in groups:
+        cluster.start(process)
+    for process in groups:
+        eventually(lambda address=process.address: expected(address))  # type: ignore[misc]
+    for process in cluster.processes:
+        if process.role == "controller":
+            cluster.start(process)
+    live.up()
+
+
+@pytest.mark.quick
+def test_what_a_group_was_told_last_is_known_even_if_that_is_nothing() -> None:
+    async def keep(data: bytes) -> None:
+        raise AssertionError
+
+    assert AccountsFollower(Accounts().encode(), keep, True).accounts == Accounts()
+    assert AccountsFollower(None, keep, False).accounts == Accounts(), "no secret, no access control"
+    assert AccountsFollower(None, keep, True).accounts is None, "it might be on: nobody is let in yet"
 
 
 def test_users_and_processes_are_known_by_their_certificates(tmp_path: Path) -> None:

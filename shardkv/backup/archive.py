@@ -169,7 +169,7 @@ class Archiver:
     async def _prove(self, segment: Segment, addresses: tuple[str, ...]) -> None:
         """Two clusters of one name must not share an archive: it would be neither's. Raises BackupError."""
         try:
-            reply = await read_log(self._dialer, addresses, segment.last - 1, 0.0)
+            reply = await read_log(self._dialer, addresses, segment.last - 1, 0.0, barrier=True)
         except Compacted:
             return  # there will be a gap anyhow
         archived = (await segment.entries(self._store))[-1]

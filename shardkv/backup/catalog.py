@@ -65,18 +65,18 @@ async def fetched(store: Store, digests: Iterable[str]) -> AsyncIterator[tuple[i
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def delete(store: Store, id: str) -> tuple[int, int]:
+async def delete(store: Store, id: str) -> tuple[int, int] | None:
     """Delete a backup, and then what no other one needs: (chunks, segments of the archive).
 
     While a backup is being made its chunks have no manifest yet: then nothing but the
-    manifest goes, and the next deletion cleans up. Raises BackupError.
+    manifest goes (None), and the next deletion cleans up. Raises BackupError.
     """
     await find(store, id)
     await store.delete(name_of(id))
     oldest = datetime.now(UTC) - PENDING_AGE
     async for item in store.list("pending/"):
         if item.changed > oldest:
-            return 0, 0
+            return None
         await store.delete(item.name)
     left = await backups(store)
     needed = {chunk_name(digest) for manifest in left for digest in manifest.digests()}

@@ -208,9 +208,15 @@ def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
 @handled
 def delete(url: str, id: str, endpoint: str, region: str, output: str) -> None:
     """Delete a backup, and the chunks and archived log that no other one needs."""
-    chunks, segments = run_async(catalog.delete(open_store(url, endpoint, region), id))
+    gone = run_async(catalog.delete(open_store(url, endpoint, region), id))
+    chunks, segments = gone or (0, 0)
     if output == "json":
-        print_json({"ok": True, "chunks": chunks, "segments": segments})
+        print_json({"ok": True, "chunks": chunks, "segments": segments, "postponed": gone is None})
+    elif gone is None:
+        click.echo(
+            f"backup {id} is deleted. Another one is being made, or was cut off less than a day ago: "
+            "what nobody needs goes with the next deletion"
+        )
     else:
         click.echo(f"backup {id} is deleted, with {chunks} chunks and {segments} segments of the archive")
 
