@@ -121,8 +121,8 @@ async def serve(options: ProcessOptions) -> None:
             options.rsm,
         )
         transport.on_unreachable = replica.node.unreachable
-        look = partial(asyncio.to_thread, directory.free_bytes)
-        watching = asyncio.create_task(room.watch(replica, look, options.reserve_bytes))
+        free = partial(asyncio.to_thread, directory.free_bytes)
+        watching = asyncio.create_task(room.watch(replica, free, options.reserve_bytes))
         metrics = Metrics()
         metrics.watch(replica)
         directory.on_append = metrics.appended

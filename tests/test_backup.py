@@ -22,9 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
+from raft.rpc import TcpDialer
+from shardctrler.query import ControllerClient
+from shardkv.backup import create
+from shardkv.backup import source as source_module
 from shardkv.backup.chunks import Chunker, pairs_of
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
+from shardkv.backup.source import Compacted
 from shardkv.backup.store import chunk_name, open_store, packed
 
 pytestmark = pytest.mark.timeout(180)
@@ -350,6 +355,34 @@ def test_a_restore_that_was_cut_off_is_given_again(source: LiveCluster, tmp_path
         assert len(everything(other)) < len(expected)
         done(other, "restore", url)
         assert everything(other) == expected
+
+
+def test_a_log_that_is_compacted_under_the_backup_makes_it_begin_anew(
+    source: LiveCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    async def read_log(*arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise Compacted(9, 3)
+        return await source_module.read_log(*arguments, **options)
+
+    async def run() -> Manifest:
+        dialer = TcpDialer()
+        try:
+            controller = ControllerClient(source.controllers, dialer, random.Random(1))
+            return await create.Backup(
+                controller, dialer, open_store(f"file://{tmp_path}"), random.Random(1)
+            ).create()
+        finally:
+            await dialer.close()
+
+    monkeypatch.setattr(create, "read_log", read_log)
+    manifest = asyncio.run(run())
+    assert asked > 4 and len(manifest.groups) == 2
+    assert done(None, "backup", "verify", f"file://{tmp_path}")["id"] == manifest.id
 
 
 def test_a_gap_in_the_archive_is_said_and_refused(source: LiveCluster, tmp_path: Path) -> None:

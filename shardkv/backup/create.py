@@ -29,7 +29,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.backup.chunks import Chunker
 from shardkv.backup.errors import BackupError
 from shardkv.backup.manifest import GroupPart, Manifest, name_of
-from shardkv.backup.source import GroupView, SourceLost, Throttle, open_view, read_log
+from shardkv.backup.source import Compacted, GroupView, SourceLost, Throttle, open_view, read_log
 from shardkv.backup.store import Store, chunk_name, packed
 from shardkv.observe.overview import look
 
@@ -83,7 +83,7 @@ class Backup:
             try:
                 manifest = await self._attempt(id)
                 break
-            except (SourceLost, _Moved) as error:
+            except (SourceLost, Compacted, _Moved) as error:
                 if attempt == ATTEMPTS:
                     raise BackupError(f"given up after {ATTEMPTS} attempts: {error}") from None
                 self.progress = Progress()
