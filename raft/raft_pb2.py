@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0fraft/raft.proto\x12\x0cshardkv.raft\"@\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"[\n\x0bRequestVote\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x8d\x01\n\rAppendEntries\x12\x16\n\x0eprev_log_index\x18\x01 \x01(\x04\x12\x15\n\rprev_log_term\x18\x02 \x01(\x04\x12$\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x13.shardkv.raft.Entry\x12\x15\n\rleader_commit\x18\x04 \x01(\x04\x12\x10\n\x08read_seq\x18\x05 \x01(\x04\"\x99\x01\n\x0b\x41ppendReply\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x10\n\x08read_seq\x18\x03 \x01(\x04\x12\x16\n\x0erejected_index\x18\x04 \x01(\x04\x12\x15\n\rconflict_term\x18\x05 \x01(\x04\x12\x16\n\x0e\x63onflict_index\x18\x06 \x01(\x04\x12\x0b\n\x03low\x18\x07 \x01(\x08\"r\n\x0fInstallSnapshot\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x06 \x01(\x07\"^\n\x14InstallSnapshotReply\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\x14\n\x0c\x63hunk_offset\x18\x04 \x01(\x04\"\x18\n\tReadIndex\x12\x0b\n\x03seq\x18\x01 \x01(\x04\",\n\x0eReadIndexReply\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"\xb5\x04\n\x08\x45nvelope\x12\x0e\n\x06sender\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\r\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x31\n\x0crequest_vote\x18\n \x01(\x0b\x32\x19.shardkv.raft.RequestVoteH\x00\x12<\n\x12request_vote_reply\x18\x0b \x01(\x0b\x32\x1e.shardkv.raft.RequestVoteReplyH\x00\x12\x35\n\x0e\x61ppend_entries\x18\x0c \x01(\x0b\x32\x1b.shardkv.raft.AppendEntriesH\x00\x12\x31\n\x0c\x61ppend_reply\x18\r \x01(\x0b\x32\x19.shardkv.raft.AppendReplyH\x00\x12\x39\n\x10install_snapshot\x18\x0e \x01(\x0b\x32\x1d.shardkv.raft.InstallSnapshotH\x00\x12\x44\n\x16install_snapshot_reply\x18\x0f \x01(\x0b\x32\".shardkv.raft.InstallSnapshotReplyH\x00\x12-\n\nread_index\x18\x10 \x01(\x0b\x32\x17.shardkv.raft.ReadIndexH\x00\x12\x38\n\x10read_index_reply\x18\x11 \x01(\x0b\x32\x1c.shardkv.raft.ReadIndexReplyH\x00\x12/\n\x0btimeout_now\x18\x12 \x01(\x0b\x32\x18.shardkv.raft.TimeoutNowH\x00\x42\t\n\x07message\"s\n\x04Mail\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\x12)\n\tenvelopes\x18\x04 \x03(\x0b\x32\x16.shardkv.raft.Envelope\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0fraft/raft.proto\x12\x0cshardkv.raft\"M\n\x05\x45ntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04kind\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x05 \x01(\x07\"[\n\x0bRequestVote\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0b\n\x03pre\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x8d\x01\n\rAppendEntries\x12\x16\n\x0eprev_log_index\x18\x01 \x01(\x04\x12\x15\n\rprev_log_term\x18\x02 \x01(\x04\x12$\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x13.shardkv.raft.Entry\x12\x15\n\rleader_commit\x18\x04 \x01(\x04\x12\x10\n\x08read_seq\x18\x05 \x01(\x04\"\xad\x01\n\x0b\x41ppendReply\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x10\n\x08read_seq\x18\x03 \x01(\x04\x12\x16\n\x0erejected_index\x18\x04 \x01(\x04\x12\x15\n\rconflict_term\x18\x05 \x01(\x04\x12\x16\n\x0e\x63onflict_index\x18\x06 \x01(\x04\x12\x0b\n\x03low\x18\x07 \x01(\x08\x12\x12\n\nstate_lost\x18\x08 \x01(\x08\"\x82\x01\n\x0fInstallSnapshot\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\r\n\x05total\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x06 \x01(\x07\x12\x0e\n\x06stream\x18\x07 \x01(\x06\"n\n\x14InstallSnapshotReply\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\x14\n\x0c\x63hunk_offset\x18\x04 \x01(\x04\x12\x0e\n\x06stream\x18\x05 \x01(\x06\"\x18\n\tReadIndex\x12\x0b\n\x03seq\x18\x01 \x01(\x04\",\n\x0eReadIndexReply\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"\xb5\x04\n\x08\x45nvelope\x12\x0e\n\x06sender\x18\x01 \x01(\r\x12\n\n\x02to\x18\x02 \x01(\r\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x31\n\x0crequest_vote\x18\n \x01(\x0b\x32\x19.shardkv.raft.RequestVoteH\x00\x12<\n\x12request_vote_reply\x18\x0b \x01(\x0b\x32\x1e.shardkv.raft.RequestVoteReplyH\x00\x12\x35\n\x0e\x61ppend_entries\x18\x0c \x01(\x0b\x32\x1b.shardkv.raft.AppendEntriesH\x00\x12\x31\n\x0c\x61ppend_reply\x18\r \x01(\x0b\x32\x19.shardkv.raft.AppendReplyH\x00\x12\x39\n\x10install_snapshot\x18\x0e \x01(\x0b\x32\x1d.shardkv.raft.InstallSnapshotH\x00\x12\x44\n\x16install_snapshot_reply\x18\x0f \x01(\x0b\x32\".shardkv.raft.InstallSnapshotReplyH\x00\x12-\n\nread_index\x18\x10 \x01(\x0b\x32\x17.shardkv.raft.ReadIndexH\x00\x12\x38\n\x10read_index_reply\x18\x11 \x01(\x0b\x32\x1c.shardkv.raft.ReadIndexReplyH\x00\x12/\n\x0btimeout_now\x18\x12 \x01(\x0b\x32\x18.shardkv.raft.TimeoutNowH\x00\x42\t\n\x07message\"\xbb\x01\n\x04Mail\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\r\x12)\n\tenvelopes\x18\x04 \x03(\x0b\x32\x16.shardkv.raft.Envelope\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x13\n\x0bincarnation\x18\x06 \x01(\x06\x12\x16\n\x0eto_incarnation\x18\x07 \x01(\x06\x12\x19\n\x11group_incarnation\x18\x08 \x01(\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,27 +32,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raft.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENTRY']._serialized_start=33
-  _globals['_ENTRY']._serialized_end=97
-  _globals['_REQUESTVOTE']._serialized_start=99
-  _globals['_REQUESTVOTE']._serialized_end=190
-  _globals['_REQUESTVOTEREPLY']._serialized_start=192
-  _globals['_REQUESTVOTEREPLY']._serialized_end=240
-  _globals['_APPENDENTRIES']._serialized_start=243
-  _globals['_APPENDENTRIES']._serialized_end=384
-  _globals['_APPENDREPLY']._serialized_start=387
-  _globals['_APPENDREPLY']._serialized_end=540
-  _globals['_INSTALLSNAPSHOT']._serialized_start=542
-  _globals['_INSTALLSNAPSHOT']._serialized_end=656
-  _globals['_INSTALLSNAPSHOTREPLY']._serialized_start=658
-  _globals['_INSTALLSNAPSHOTREPLY']._serialized_end=752
-  _globals['_READINDEX']._serialized_start=754
-  _globals['_READINDEX']._serialized_end=778
-  _globals['_READINDEXREPLY']._serialized_start=780
-  _globals['_READINDEXREPLY']._serialized_end=824
-  _globals['_TIMEOUTNOW']._serialized_start=826
-  _globals['_TIMEOUTNOW']._serialized_end=838
-  _globals['_ENVELOPE']._serialized_start=841
-  _globals['_ENVELOPE']._serialized_end=1406
-  _globals['_MAIL']._serialized_start=1408
-  _globals['_MAIL']._serialized_end=1523
+  _globals['_ENTRY']._serialized_end=110
+  _globals['_REQUESTVOTE']._serialized_start=112
+  _globals['_REQUESTVOTE']._serialized_end=203
+  _globals['_REQUESTVOTEREPLY']._serialized_start=205
+  _globals['_REQUESTVOTEREPLY']._serialized_end=253
+  _globals['_APPENDENTRIES']._serialized_start=256
+  _globals['_APPENDENTRIES']._serialized_end=397
+  _globals['_APPENDREPLY']._serialized_start=400
+  _globals['_APPENDREPLY']._serialized_end=573
+  _globals['_INSTALLSNAPSHOT']._serialized_start=576
+  _globals['_INSTALLSNAPSHOT']._serialized_end=706
+  _globals['_INSTALLSNAPSHOTREPLY']._serialized_start=708
+  _globals['_INSTALLSNAPSHOTREPLY']._serialized_end=818
+  _globals['_READINDEX']._serialized_start=820
+  _globals['_READINDEX']._serialized_end=844
+  _globals['_READINDEXREPLY']._serialized_start=846
+  _globals['_READINDEXREPLY']._serialized_end=890
+  _globals['_TIMEOUTNOW']._serialized_start=892
+  _globals['_TIMEOUTNOW']._serialized_end=904
+  _globals['_ENVELOPE']._serialized_start=907
+  _globals['_ENVELOPE']._serialized_end=1472
+  _globals['_MAIL']._serialized_start=1475
+  _globals['_MAIL']._serialized_end=1662
 # @@protoc_insertion_point(module_scope)

@@ -7,16 +7,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Entry(_message.Message):
-    __slots__ = ("index", "term", "kind", "data")
+    __slots__ = ("index", "term", "kind", "data", "crc")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC_FIELD_NUMBER: _ClassVar[int]
     index: int
     term: int
     kind: int
     data: bytes
-    def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    crc: int
+    def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ..., crc: _Optional[int] = ...) -> None: ...
 
 class RequestVote(_message.Message):
     __slots__ = ("pre", "last_log_index", "last_log_term", "transfer")
@@ -53,7 +55,7 @@ class AppendEntries(_message.Message):
     def __init__(self, prev_log_index: _Optional[int] = ..., prev_log_term: _Optional[int] = ..., entries: _Optional[_Iterable[_Union[Entry, _Mapping]]] = ..., leader_commit: _Optional[int] = ..., read_seq: _Optional[int] = ...) -> None: ...
 
 class AppendReply(_message.Message):
-    __slots__ = ("success", "match_index", "read_seq", "rejected_index", "conflict_term", "conflict_index", "low")
+    __slots__ = ("success", "match_index", "read_seq", "rejected_index", "conflict_term", "conflict_index", "low", "state_lost")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
     MATCH_INDEX_FIELD_NUMBER: _ClassVar[int]
     READ_SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +63,7 @@ class AppendReply(_message.Message):
     CONFLICT_TERM_FIELD_NUMBER: _ClassVar[int]
     CONFLICT_INDEX_FIELD_NUMBER: _ClassVar[int]
     LOW_FIELD_NUMBER: _ClassVar[int]
+    STATE_LOST_FIELD_NUMBER: _ClassVar[int]
     success: bool
     match_index: int
     read_seq: int
@@ -68,35 +71,40 @@ class AppendReply(_message.Message):
     conflict_term: int
     conflict_index: int
     low: bool
-    def __init__(self, success: bool = ..., match_index: _Optional[int] = ..., read_seq: _Optional[int] = ..., rejected_index: _Optional[int] = ..., conflict_term: _Optional[int] = ..., conflict_index: _Optional[int] = ..., low: bool = ...) -> None: ...
+    state_lost: bool
+    def __init__(self, success: bool = ..., match_index: _Optional[int] = ..., read_seq: _Optional[int] = ..., rejected_index: _Optional[int] = ..., conflict_term: _Optional[int] = ..., conflict_index: _Optional[int] = ..., low: bool = ..., state_lost: bool = ...) -> None: ...
 
 class InstallSnapshot(_message.Message):
-    __slots__ = ("last_index", "last_term", "total", "offset", "data", "crc")
+    __slots__ = ("last_index", "last_term", "total", "offset", "data", "crc", "stream")
     LAST_INDEX_FIELD_NUMBER: _ClassVar[int]
     LAST_TERM_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     CRC_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     last_index: int
     last_term: int
     total: int
     offset: int
     data: bytes
     crc: int
-    def __init__(self, last_index: _Optional[int] = ..., last_term: _Optional[int] = ..., total: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc: _Optional[int] = ...) -> None: ...
+    stream: int
+    def __init__(self, last_index: _Optional[int] = ..., last_term: _Optional[int] = ..., total: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc: _Optional[int] = ..., stream: _Optional[int] = ...) -> None: ...
 
 class InstallSnapshotReply(_message.Message):
-    __slots__ = ("last_index", "offset", "done", "chunk_offset")
+    __slots__ = ("last_index", "offset", "done", "chunk_offset", "stream")
     LAST_INDEX_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     CHUNK_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     last_index: int
     offset: int
     done: bool
     chunk_offset: int
-    def __init__(self, last_index: _Optional[int] = ..., offset: _Optional[int] = ..., done: bool = ..., chunk_offset: _Optional[int] = ...) -> None: ...
+    stream: int
+    def __init__(self, last_index: _Optional[int] = ..., offset: _Optional[int] = ..., done: bool = ..., chunk_offset: _Optional[int] = ..., stream: _Optional[int] = ...) -> None: ...
 
 class ReadIndex(_message.Message):
     __slots__ = ("seq",)
@@ -145,15 +153,21 @@ class Envelope(_message.Message):
     def __init__(self, sender: _Optional[int] = ..., to: _Optional[int] = ..., term: _Optional[int] = ..., request_vote: _Optional[_Union[RequestVote, _Mapping]] = ..., request_vote_reply: _Optional[_Union[RequestVoteReply, _Mapping]] = ..., append_entries: _Optional[_Union[AppendEntries, _Mapping]] = ..., append_reply: _Optional[_Union[AppendReply, _Mapping]] = ..., install_snapshot: _Optional[_Union[InstallSnapshot, _Mapping]] = ..., install_snapshot_reply: _Optional[_Union[InstallSnapshotReply, _Mapping]] = ..., read_index: _Optional[_Union[ReadIndex, _Mapping]] = ..., read_index_reply: _Optional[_Union[ReadIndexReply, _Mapping]] = ..., timeout_now: _Optional[_Union[TimeoutNow, _Mapping]] = ...) -> None: ...
 
 class Mail(_message.Message):
-    __slots__ = ("version", "cluster", "group", "envelopes", "address")
+    __slots__ = ("version", "cluster", "group", "envelopes", "address", "incarnation", "to_incarnation", "group_incarnation")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     ENVELOPES_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    TO_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    GROUP_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     version: int
     cluster: str
     group: int
     envelopes: _containers.RepeatedCompositeFieldContainer[Envelope]
     address: str
-    def __init__(self, version: _Optional[int] = ..., cluster: _Optional[str] = ..., group: _Optional[int] = ..., envelopes: _Optional[_Iterable[_Union[Envelope, _Mapping]]] = ..., address: _Optional[str] = ...) -> None: ...
+    incarnation: int
+    to_incarnation: int
+    group_incarnation: int
+    def __init__(self, version: _Optional[int] = ..., cluster: _Optional[str] = ..., group: _Optional[int] = ..., envelopes: _Optional[_Iterable[_Union[Envelope, _Mapping]]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., to_incarnation: _Optional[int] = ..., group_incarnation: _Optional[int] = ...) -> None: ...
