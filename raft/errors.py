@@ -9,7 +9,8 @@ RaftError
 ├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
 └── Stopped             this replica has stopped, by order or by a fault
 StorageError
-├── CorruptLog          damage before the tail: names file and offset
+├── CorruptLog          damage before the tail of the log: names file and offset
+├── DamagedState        damage in the state machine's files; the log is whole: names the file
 ├── DirectoryInUse      another process has the data directory
 └── WrongDirectory      the directory belongs to another replica or cluster
 """
@@ -63,6 +64,17 @@ class CorruptLog(StorageError):
     def __init__(self, file: str, offset: int, why: str) -> None:
         super().__init__(f"{file}: damaged at byte {offset}: {why}")
         self.file, self.offset, self.why = file, offset, why
+
+
+class DamagedState(StorageError):
+    """A file of the state machine fails its checksum. The log is whole, so peers can repair this replica.
+
+    The replica stops serving at once, since whatever it read beside the damage may be wrong.
+    """
+
+    def __init__(self, file: str, why: str) -> None:
+        super().__init__(f"{file}: damaged: {why}")
+        self.file, self.why = file, why
 
 
 class DirectoryInUse(StorageError):
