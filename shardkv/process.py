@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import json
 import logging
 import os
 import random
@@ -30,7 +29,7 @@ import uvloop
 
 from raft import room
 from raft.disk import RealDirectory, free_bytes
-from raft.errors import StorageError, WrongDirectory
+from raft.errors import StorageError
 from raft.frontdoor import FrontDoor, private_socket
 from raft.quorum import Membership
 from raft.reconfigure import hand_over
@@ -40,12 +39,13 @@ from raft.tls import BadCertificate
 from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.machine import ControllerMachine
-from shardctrler.query import ControllerClient, ControllerUnavailable
+from shardctrler.query import ControllerClient
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.access import Access, AccessInterceptor, AccountsFollower
 from shardkv.engine import Engine, MemoryEngine
+from shardkv.identity import CannotStart, check_identity, learn_cluster
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
@@ -58,10 +58,7 @@ from shardkv.unary import KVService
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-IDENTITY = "identity.json"
 ACCOUNTS = "accounts"  # the users, as a group heard of them last
-LEARN_SECONDS = 30.0
 LOOK_SECONDS = 2.0  # for the configuration that the page shows
 # The calls that metrics tell apart.
 METHODS = frozenset(
@@ -87,10 +84,6 @@ METHODS = frozenset(
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
-class CannotStart(Exception):
-    """The process cannot do its work; the text says why in one line."""
-
-
 def clock_ms() -> int:
     return int(time.time() * 1000)
 
@@ -102,8 +95,8 @@ async def serve(options: ProcessOptions) -> None:
     watching = None
     try:
         if not options.cluster:
-            options = replace(options, cluster=await _learn_cluster(directory, options, rng))
-        await _check_identity(directory, options)
+            options = replace(options, cluster=await learn_cluster(directory, options, rng))
+        await check_identity(directory, options)
         peers = {node: address for node, address in options.addresses.items() if node != options.replica}
         transport = TcpTransport(
             options.cluster, options.gid, options.address, peers, options.tls, options.login
@@ -304,40 +297,6 @@ def _server(
 def _end(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
-
-
-async def _learn_cluster(directory: RealDirectory, options: ProcessOptions, rng: Random) -> str:
-    """The cluster that our data belongs to or, for a new replica, that of the controllers."""
-    if IDENTITY in directory.names():
-        return str(json.loads(directory.read(IDENTITY))["cluster"])
-    dialer = TcpDialer(tls=options.tls, login=options.login)
-    client = ControllerClient(options.controllers, dialer, rng)
-    try:
-        await client.changes(0, 0.0, LEARN_SECONDS, limit=1)
-    except ControllerUnavailable as error:
-        raise CannotStart(f"which cluster is this? {error}; or name it with --cluster") from None
-    finally:
-        await dialer.close()
-    return client.cluster
-
-
-async def _check_identity(directory: RealDirectory, options: ProcessOptions) -> None:
-    """Refuse another replica's data: starting on it would break that replica's promises."""
-    identity = {
-        "format": FORMAT,
-        "cluster": options.cluster,
-        "gid": options.gid,
-        "replica": options.replica,
-        "engine": "memory" if options.ephemeral else "rocksdb",
-    }
-    if IDENTITY not in directory.names():
-        if any(name.startswith("wal-") for name in directory.names()):
-            raise WrongDirectory(f"{options.data} has a log but no {IDENTITY}")
-        await directory.replace(IDENTITY, json.dumps(identity).encode())
-        return
-    found = json.loads(directory.read(IDENTITY))
-    if found != identity:
-        raise WrongDirectory(f"{options.data} belongs to {found}, not to {identity}")
 
 
 def run(options: ProcessOptions) -> int:

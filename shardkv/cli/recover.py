@@ -16,8 +16,9 @@ from raft.quorum import Membership
 from raft.recover import make_alone
 from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
+from shardkv.identity import FORMAT, IDENTITY
 from shardkv.options import split_addresses
-from shardkv.process import FORMAT, IDENTITY, open_machine
+from shardkv.process import open_machine
 
 
 @click.command()
