@@ -8,7 +8,7 @@ replays the rest after a crash.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -38,7 +38,20 @@ class ViewGone(Exception):
 
 
 class Engine(Protocol):
-    """Keys are bytes in byte order."""
+    """Keys are bytes in byte order.
+
+    Reads and writes raise `raft.errors.DamagedState` when a file of the engine fails its
+    checksum, and OSError when the disk fails. Afterwards the engine must not be used.
+    """
+
+    on_fault: Callable[[BaseException], None] | None
+    """Hears of every such fault, also of those that background work (compaction, scrub) meets.
+
+    The owner sets it. The engine calls it on any thread, possibly more than once, and at once
+    when it is set after the fault. A replica hands the fault to its event loop, and stops there:
+
+        engine.on_fault = lambda fault: loop.call_soon_threadsafe(replica.node.fail, fault)
+    """
 
     @property
     def applied(self) -> SnapshotMeta: ...
@@ -76,6 +89,8 @@ class Engine(Protocol):
 
 class MemoryEngine(InMemoryMachine):
     """All in memory, for the simulator and for `--ephemeral`; flushed as one state file."""
+
+    on_fault: Callable[[BaseException], None] | None = None  # never called: nothing works in the background
 
     def __init__(self, directory: Any) -> None:
         super().__init__(directory)

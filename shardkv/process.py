@@ -114,6 +114,10 @@ async def serve(options: ProcessOptions) -> None:
             options.rsm,
         )
         transport.on_unreachable = replica.node.unreachable
+        if isinstance(machine, ShardMachine):
+            # Background work of the engine may find damage on a thread of its own.
+            loop = asyncio.get_running_loop()
+            machine.engine.on_fault = lambda fault: _on_loop(loop, replica, fault)
         free = partial(asyncio.to_thread, directory.free_bytes)
         watching = asyncio.create_task(room.watch(replica, free, options.reserve_bytes))
         metrics = Metrics()
@@ -125,6 +129,10 @@ async def serve(options: ProcessOptions) -> None:
         if watching is not None:
             watching.cancel()
         directory.close()
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, replica: ReplicatedMachine, fault: BaseException) -> None:
+    loop.call_soon_threadsafe(replica.node.fail, fault)
 
 
 def open_machine(directory: RealDirectory, gid: int, ephemeral: bool) -> StateMachine:
