@@ -23,9 +23,27 @@ class MalformedMail(Exception):
     """Bytes that are no mail for this replica: damaged, of another version, cluster or group."""
 
 
-def encode_mail(cluster: str, group: int, address: str, envelopes: Iterable[m.Envelope]) -> bytes:
-    """`address`: where the sender listens, for a receiver that does not know it yet."""
-    mail = pb.Mail(version=PROTOCOL_VERSION, cluster=cluster, group=group, address=address)
+def encode_mail(
+    cluster: str,
+    group: int,
+    address: str,
+    envelopes: Iterable[m.Envelope],
+    incarnation: int = 0,
+    to_incarnation: int = 0,
+) -> bytes:
+    """`address`: where the sender listens, for a receiver that does not know it yet.
+
+    `incarnation` is that of the sender's disk, `to_incarnation` that of the receiver's as the
+    sender's log knows it.
+    """
+    mail = pb.Mail(
+        version=PROTOCOL_VERSION,
+        cluster=cluster,
+        group=group,
+        address=address,
+        incarnation=incarnation,
+        to_incarnation=to_incarnation,
+    )
     for envelope in envelopes:
         _fill(mail.envelopes.add(), envelope)
     return mail.SerializeToString()
@@ -43,7 +61,8 @@ def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Enve
         raise MalformedMail(
             f"mail for cluster {mail.cluster!r} group {mail.group}, this is {cluster!r} group {group}"
         )
-    return mail.address, [_envelope(envelope) for envelope in mail.envelopes]
+    disks = mail.incarnation, mail.to_incarnation
+    return mail.address, [_envelope(envelope, *disks) for envelope in mail.envelopes]
 
 
 def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
@@ -109,8 +128,10 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             assert_never(never)
 
 
-def _envelope(envelope: pb.Envelope) -> m.Envelope:
-    return m.Envelope(envelope.sender, envelope.to, envelope.term, _message(envelope))
+def _envelope(envelope: pb.Envelope, incarnation: int, to_incarnation: int) -> m.Envelope:
+    return m.Envelope(
+        envelope.sender, envelope.to, envelope.term, _message(envelope), incarnation, to_incarnation
+    )
 
 
 def _message(envelope: pb.Envelope) -> m.Message:

@@ -48,8 +48,11 @@ class Transport(Protocol):
 
     def send(self, envelopes: Sequence[Envelope]) -> None: ...
 
-    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
-        """These are the group's replicas now. Others are forgotten, until they are heard from."""
+    def set_peers(self, addresses: Mapping[NodeId, str], incarnations: Mapping[NodeId, int]) -> None:
+        """These are the group's replicas now, and their disks as the log knows them.
+
+        Others are forgotten, until they are heard from.
+        """
 
 
 class Unreachable(Exception):

@@ -8,6 +8,7 @@ membership that it has applied, and hands it on in snapshots.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from raft.quorum import Membership
 from raft.types import Entry, Index, Kind, NodeId
@@ -70,14 +71,20 @@ class Memberships:
 def first_step(current: Membership, target: Membership) -> Membership:
     """What to append to get from `current` to `target`: itself, or the joint membership on the way.
 
-    Raises ValueError for a voter that was no learner, or for a group without voters.
+    What the log knows of the members' disks is kept. Raises ValueError for a voter that was no
+    learner, for a group without voters, or for another disk under the number of a member: the
+    old disk's votes and the new one's would count as one replica's, so it has to be out first.
     """
     if target.is_joint or not target.voters:
         raise ValueError("a change leads to a plain membership with voters")
     strangers = target.voters - current.voters - current.learners
     if strangers:
         raise ValueError(f"replicas {sorted(strangers)} would vote without having been learners")
-    if target.voters == current.voters:
-        return target
+    for node in sorted(target.incarnations.keys() & current.incarnations.keys()):
+        if target.incarnations[node] != current.incarnations[node]:
+            raise ValueError(f"replica {node} is a member with another disk: it has to be taken out first")
+    incarnations = {**current.incarnations, **target.incarnations}
     addresses = {**current.addresses, **target.addresses}
-    return Membership(target.voters, current.voters, target.learners - current.voters, addresses)
+    if target.voters == current.voters:
+        return replace(target, incarnations=incarnations).members_only()
+    return Membership(target.voters, current.voters, target.learners - current.voters, addresses, incarnations)

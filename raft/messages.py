@@ -131,9 +131,15 @@ Message = (
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message with its address. `term` is the sender's, but a pre-vote's is the one it asks for."""
+    """A message with its address. `term` is the sender's, but a pre-vote's is the one it asks for.
+
+    The incarnations are those of the mail that it came in (`raft/incarnations.py`): of the sender's
+    disk, and of the receiver's as the sender's log knows it. 0: not said.
+    """
 
     sender: NodeId
     to: NodeId
     term: Term
     message: Message
+    incarnation: int = 0
+    to_incarnation: int = 0

@@ -219,7 +219,7 @@ class Node:
         if membership is not self._peers_known:
             self._peers_known = membership
             if membership.addresses:
-                self._transport.set_peers(membership.addresses)
+                self._transport.set_peers(membership.addresses, membership.incarnations)
         if ready.messages:
             self._transport.send(ready.messages)  # beside our own disk (thesis §10.2.1)
         if ready.write is None:

@@ -7,8 +7,8 @@ This is the only file that knows what a quorum is. A membership may be *joint*
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from raft.types import Index, NodeId
@@ -24,16 +24,18 @@ class Vote(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """The replicas of a group, and where they listen.
+    """The replicas of a group, where they listen, and which disk each of them has.
 
     `outgoing` is empty but while the membership is joint. No voters at all: this replica
-    has yet to hear from its group who they are.
+    has yet to hear from its group who they are. A replica that `incarnations` does not
+    name has not been heard from yet (`raft/incarnations.py`).
     """
 
     voters: frozenset[NodeId]
     outgoing: frozenset[NodeId] = frozenset()
     learners: frozenset[NodeId] = frozenset()
     addresses: Mapping[NodeId, str] = field(default_factory=dict, hash=False)
+    incarnations: Mapping[NodeId, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         assert not self.learners & (self.voters | self.outgoing), "a learner does not vote"
@@ -49,9 +51,22 @@ class Membership:
 
     def left(self) -> Membership:
         """What a joint membership becomes: the incoming voters alone."""
-        kept = self.voters | self.learners
-        addresses = {node: address for node, address in self.addresses.items() if node in kept}
-        return Membership(self.voters, frozenset(), self.learners, addresses)
+        return Membership(
+            self.voters, frozenset(), self.learners, self.addresses, self.incarnations
+        ).members_only()
+
+    def without(self, nodes: Set[NodeId]) -> Membership:
+        """The same group without these replicas."""
+        return Membership(
+            self.voters - nodes, self.outgoing - nodes, self.learners - nodes, self.addresses, self.incarnations
+        ).members_only()
+
+    def members_only(self) -> Membership:
+        """Without what is known of replicas that are no members."""
+        kept = self.everyone()
+        addresses = {node: self.addresses[node] for node in kept if node in self.addresses}
+        incarnations = {node: self.incarnations[node] for node in kept if node in self.incarnations}
+        return replace(self, addresses=addresses, incarnations=incarnations)
 
     def encode(self) -> bytes:
         """For an entry of kind MEMBERSHIP, and for state machines to keep."""
@@ -60,6 +75,7 @@ class Membership:
             "outgoing": sorted(self.outgoing),
             "learners": sorted(self.learners),
             "addresses": {str(node): self.addresses[node] for node in sorted(self.addresses)},
+            "incarnations": {str(node): in_hex(self.incarnations[node]) for node in sorted(self.incarnations)},
         }
         return json.dumps(fields).encode()
 
@@ -68,11 +84,15 @@ class Membership:
         """Raises ValueError for what `encode` did not make."""
         try:
             fields = json.loads(data)
+            disks = {int(node): int(disk, 16) for node, disk in fields.get("incarnations", {}).items()}
+            if not all(0 < disk < 1 << 64 for disk in disks.values()):
+                raise ValueError("an incarnation has 64 bits")
             return cls(
                 frozenset(fields["voters"]),
                 frozenset(fields["outgoing"]),
                 frozenset(fields["learners"]),
                 {int(node): str(address) for node, address in fields["addresses"].items()},
+                disks,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a membership: {error!r}") from None
@@ -87,6 +107,11 @@ class Membership:
     def halves(self) -> list[frozenset[NodeId]]:
         """The sets of which each needs a majority of its own."""
         return [half for half in (self.voters, self.outgoing) if half]
+
+
+def in_hex(incarnation: int) -> str:
+    """An incarnation as people and JSON write it."""
+    return f"{incarnation:016x}"
 
 
 def majority(count: int) -> int:

@@ -30,11 +30,14 @@ class TcpTransport:
         peers: Mapping[NodeId, str],
         tls: Tls | None = None,
         login: Login | None = None,
+        incarnation: int = 0,
     ) -> None:
         """Raises BadCertificate."""
         self._tls = tls.client() if tls is not None else None
         self._login = login.encode() if login is not None else b""
         self._cluster, self._group, self._address = cluster, group, address
+        self._incarnation = incarnation  # of our disk
+        self._incarnations: Mapping[NodeId, int] = {}  # of the others', as the log knows them
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
         self._connections: dict[NodeId, Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -61,7 +64,8 @@ class TcpTransport:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    def set_peers(self, addresses: Mapping[NodeId, str]) -> None:
+    def set_peers(self, addresses: Mapping[NodeId, str], incarnations: Mapping[NodeId, int]) -> None:
+        self._incarnations = dict(incarnations)
         for node in [node for node in self._connections if node not in addresses]:
             self._forget(node)
         self._connect(addresses)
@@ -72,7 +76,10 @@ class TcpTransport:
             by_peer.setdefault(envelope.to, []).append(envelope)
         for node, mail in by_peer.items():
             if node in self._connections:  # else it was removed, or never heard from: as if lost
-                packed = encode_mail(self._cluster, self._group, self._address, mail)
+                to_incarnation = self._incarnations.get(node, 0)
+                packed = encode_mail(
+                    self._cluster, self._group, self._address, mail, self._incarnation, to_incarnation
+                )
                 self._connections[node].post(MAIL, packed)
 
     def unpack(self, payload: bytes) -> list[Envelope]:

@@ -177,10 +177,17 @@ class SimTransport:
     """The `Transport` door of one simulated replica. Real encoding, simulated wire."""
 
     def __init__(
-        self, network: SimNetwork, cluster: str, group: int, host: Host, peers: Mapping[int, str]
+        self,
+        network: SimNetwork,
+        cluster: str,
+        group: int,
+        host: Host,
+        peers: Mapping[int, str],
+        incarnation: int = 0,
     ) -> None:
         self._network, self._cluster, self._group = network, cluster, group
         self._host, self._peers = host, dict(peers)
+        self._incarnation, self._incarnations = incarnation, dict[int, int]()
         self.on_unreachable: Callable[[int], None] = lambda node: None
 
     def broke(self, address: str) -> None:
@@ -189,8 +196,8 @@ class SimTransport:
             if known == address and self._host.alive:
                 self.on_unreachable(node)
 
-    def set_peers(self, addresses: Mapping[int, str]) -> None:
-        self._peers = dict(addresses)
+    def set_peers(self, addresses: Mapping[int, str], incarnations: Mapping[int, int]) -> None:
+        self._peers, self._incarnations = dict(addresses), dict(incarnations)
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
         if not self._host.alive:
@@ -200,7 +207,10 @@ class SimTransport:
             target = self._peers.get(envelope.to, "")
             if target in ("", source):
                 continue  # removed, or never heard from; or one that had our own address before us
-            mail = encode_mail(self._cluster, self._group, source, [envelope])
+            to_incarnation = self._incarnations.get(envelope.to, 0)
+            mail = encode_mail(
+                self._cluster, self._group, source, [envelope], self._incarnation, to_incarnation
+            )
             self._network.sent["messages"] += 1
             self._network.sent["bytes"] += len(mail)
             self._network.on_mail(source, target, [envelope])
