@@ -13,6 +13,7 @@ from random import Random
 from raft.doors import Directory
 from raft.membership import Memberships
 from raft.quorum import Membership
+from raft.rsm import entries_that_hold
 from raft.types import Entry, HardState, Index, Kind, NodeId, SnapshotMeta
 from raft.wal import open_wal
 
@@ -28,18 +29,16 @@ async def make_alone(
     """
     wal, recovered = await open_wal(directory, rng)
     try:
-        before = Memberships(applied.index, known, recovered.entries).current
+        entries = await entries_that_hold(wal, recovered, applied)
+        before = Memberships(applied.index, known, entries).current
         address = address or before.addresses.get(id, "")
         if not address:
             raise ValueError("the log does not say where this replica listens")
-        last = max(recovered.last_index, applied.index)
-        if applied.index > recovered.last_index:  # a snapshot was installed, and the log did not hear of it
-            await wal.set_base(applied.index, applied.term)
         # A term that nobody else has led: an entry of the same index and an old term might be elsewhere.
-        newest = recovered.entries[-1].term if recovered.entries else recovered.base_term
+        newest = entries[-1].term if entries else applied.term
         term = max(recovered.hard_state.term, newest, applied.term) + 1
         alone = Membership.of({id: address})
-        entry = Entry(last + 1, term, Kind.MEMBERSHIP, alone.encode())
+        entry = Entry(recovered.last_index + 1, term, Kind.MEMBERSHIP, alone.encode())
         await wal.append(HardState(term, id), [entry])
         return entry.index, before
     finally:

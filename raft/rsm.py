@@ -31,7 +31,7 @@ from raft.roles import Leader
 from raft.room import has_room
 from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, NodeId, SnapshotMeta, Term
-from raft.wal import open_wal
+from raft.wal import Recovered, Wal, open_wal
 
 log = logging.getLogger(__name__)
 
@@ -299,6 +299,25 @@ def membership_of(machine: StateMachine, bootstrap: Membership) -> Membership:
     return Membership.decode(machine.membership) if machine.membership else bootstrap
 
 
+async def entries_that_hold(wal: Wal, recovered: Recovered, applied: SnapshotMeta) -> list[Entry]:
+    """The entries of a recovered log, or none where the state machine is ahead of that log.
+
+    A snapshot was installed then, and the crash came before the log knew: what the log has is
+    of an older term, was never committed, and says nothing of who the members are. `recovered`
+    and the disk are brought to where the state machine is. Raises StorageError.
+    """
+    if applied.index < recovered.base_index:
+        raise StorageError(
+            f"the log begins after entry {recovered.base_index}, the state machine ends at {applied.index}"
+        )
+    known = Log(recovered.base_index, recovered.base_term, recovered.entries)
+    if known.term_at(applied.index) != applied.term:
+        recovered.replay_base(applied.index, applied.term)
+        assert not recovered.entries
+        await wal.set_base(applied.index, applied.term)
+    return recovered.entries
+
+
 async def open_replica(
     id: NodeId,
     bootstrap: Membership,
@@ -315,20 +334,12 @@ async def open_replica(
     first replicas of a group share it. One that joins later has none: `Membership(frozenset())`.
     """
     wal, recovered = await open_wal(directory, rng, options.segment_bytes)
-    raft_log = Log(recovered.base_index, recovered.base_term, recovered.entries)
     applied = machine.applied
-    if applied.index < raft_log.base_index:
-        raise StorageError(
-            f"the log begins after entry {raft_log.base_index}, the state machine ends at {applied.index}"
-        )
-    if raft_log.term_at(applied.index) != applied.term:
-        # A snapshot was installed and the crash came before the log knew: the state is ahead.
-        raft_log = Log(applied.index, applied.term)
-        await wal.set_base(applied.index, applied.term)
+    entries = await entries_that_hold(wal, recovered, applied)
     core = Raft(
         id,
-        Memberships(applied.index, membership_of(machine, bootstrap), recovered.entries),
-        raft_log,
+        Memberships(applied.index, membership_of(machine, bootstrap), entries),
+        Log(recovered.base_index, recovered.base_term, entries),
         recovered.hard_state,
         applied.index,
         rng,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -11,12 +12,18 @@ from raft.core import Raft
 from raft.errors import Busy, NotLeader, Stopped
 from raft.log import Log
 from raft.membership import Memberships
+from raft.memory_state import InMemoryMachine
 from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, TimeoutNow
 from raft.quorum import Membership
 from raft.ready import Options
 from raft.reconfigure import reconfigure
-from raft.types import Entry, HardState, Kind
-from tests.sim.network import Weather
+from raft.recover import make_alone
+from raft.rsm import ReplicaOptions, open_replica
+from raft.types import Entry, HardState, Kind, SnapshotMeta
+from raft.wal import open_wal
+from tests.sim.disk import SimDirectory, SimDisk
+from tests.sim.loop import Host, run
+from tests.sim.network import SimNetwork, SimTransport, Weather
 from tests.sim.raft_world import RaftWorld, in_world
 
 
@@ -280,3 +287,78 @@ def test_a_replica_left_out_may_lead_until_that_is_committed() -> None:
     for _ in range(2 * raft.options.election_ticks):
         raft.tick(0.0)
     assert [e.to for e in raft.ready(0.0).messages if isinstance(e.message, RequestVote)] == [2]
+
+
+# ---- a snapshot was installed, and the crash came before the log knew
+
+
+THREE = Membership.of({1: "n1", 2: "n2", 3: "n3"})
+DROPPED = Membership.of({1: "n1"})  # uncommitted, in the part of the log that conflicts with the snapshot
+
+
+async def installed_and_crashed(directory: SimDirectory) -> OneState:
+    """A log that ends with an uncommitted membership; the state machine has a newer term's entry at 3."""
+    wal, _ = await open_wal(directory, Random(1))
+    entries = [Entry(index, 1, Kind.NOOP, b"") for index in (1, 2, 3)]
+    await wal.append(HardState(1, 1), [*entries, Entry(4, 1, Kind.MEMBERSHIP, DROPPED.encode())])
+    wal.close()
+    return OneState(directory, SnapshotMeta(3, 2), THREE.encode())
+
+
+class OneState(InMemoryMachine):
+    """The state that a snapshot left; the membership in it is all that matters here."""
+
+    def __init__(self, directory: SimDirectory, applied: SnapshotMeta, membership: bytes) -> None:
+        super().__init__(directory)
+        self._applied, self.membership = applied, membership
+
+    def apply(self, entries: Sequence[Entry]) -> list[bytes]:
+        self._applied = SnapshotMeta(entries[-1].index, entries[-1].term)
+        for entry in entries:
+            if entry.kind is Kind.MEMBERSHIP:
+                self.membership = entry.data
+        return [b""] * len(entries)
+
+    def dump(self) -> bytes:
+        return self.membership
+
+    def load(self, data: bytes) -> None:
+        self.membership = data
+
+
+async def opened(directory: SimDirectory, machine: OneState) -> tuple[Membership, int]:
+    """The membership that the replica starts with, and where its log ends."""
+    host = Host("n1")
+    transport = SimTransport(SimNetwork(Random(1)), "c", 1, host, {2: "n2", 3: "n3"})
+    replica = await open_replica(
+        1, THREE, directory, transport, machine, Random(1), lambda: 0, ReplicaOptions()
+    )
+    try:
+        return replica.core.membership, replica.core.log.last_index
+    finally:
+        await replica.stop()
+
+
+@pytest.mark.quick
+def test_what_a_dropped_log_said_of_the_members_does_not_hold() -> None:
+    async def story() -> None:
+        directory = SimDisk(Random(1)).open()
+        machine = await installed_and_crashed(directory)
+        for _ in range(2):  # and the next start finds the same
+            assert await opened(directory, machine) == (THREE, 3)
+
+    run(story())
+
+
+@pytest.mark.quick
+def test_a_replica_that_was_made_alone_on_a_dropped_log_leads_at_every_start() -> None:
+    async def story() -> None:
+        directory = SimDisk(Random(1)).open()
+        machine = await installed_and_crashed(directory)
+        index, before = await make_alone(directory, Random(2), 1, "", machine.applied, THREE)
+        assert (index, before) == (4, THREE), "the dropped log does not count"
+        for _ in range(2):
+            membership, last = await opened(directory, machine)
+            assert membership.voters == {1} and last >= 4, "its first start led alone, its second did not"
+
+    run(story())
