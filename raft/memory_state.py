@@ -1,9 +1,11 @@
 """State machines that fit in memory: made durable by writing all of it aside and renaming.
 
-    state file   magic, format version, index, term, length, CRC32C; then the state's bytes
+    state file   sealed (`sealed.py`): index u64, term u64, then the state's bytes
 
 The same bytes are the snapshot that a lagging replica gets. `apply` changes only
-memory: after a crash the last state file and the log give the state back.
+memory: after a crash the last state file and the log give the state back. Index and
+term are inside the checksum like the rest: what a replica claims to have applied
+decides what it acknowledges, and for whom it votes.
 """
 
 from __future__ import annotations
@@ -13,23 +15,23 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import google_crc32c
-
 from raft.doors import Directory
-from raft.errors import StorageError
+from raft.errors import DamagedState, StorageError
+from raft.sealed import OtherVersion, seal, unseal
 from raft.snapshot import BytesSink, BytesSource, SnapshotSink
 from raft.types import Index, SnapshotMeta
 
 STATE_FILE = "state"
-HEADER = struct.Struct("<8sIQQQI")
+STATE_ASIDE = "state.damaged"
+META = struct.Struct("<QQ")
 MAGIC = b"SKVSTATE"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 left index and term out of the checksum
 
 
 class InMemoryMachine(ABC):
     """The part of `rsm.StateMachine` that is the same for all state kept in memory.
 
-    Call `recover` before use. Raises StorageError when the state file is damaged.
+    Call `recover` before use.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -51,14 +53,22 @@ class InMemoryMachine(ABC):
         return self._applied
 
     def recover(self) -> None:
-        """Become what the state file holds, if there is one."""
+        """Become what the state file holds, if there is one. Raises DamagedState; StorageError for another version.
+
+        A file of an older version is not converted: its index and term cannot be trusted.
+        """
         if STATE_FILE in self._directory.names():
             packed = self._directory.read(STATE_FILE)
             try:
                 meta, data = _unpack(packed)
                 self.load(data)
+            except OtherVersion as error:
+                raise StorageError(
+                    f"{STATE_FILE}: {error}: start the old program once more and copy the data with "
+                    "`shardkv backup`, or take this replica out with `shardkv admin member replace`"
+                ) from None
             except ValueError as error:
-                raise StorageError(f"state file: {error}") from None
+                raise DamagedState(STATE_FILE, str(error)) from None
             self._applied, self._durable = meta, meta.index
 
     async def flush(self) -> Index:
@@ -105,17 +115,25 @@ class _StateSink(BytesSink):
 
 
 def _pack(meta: SnapshotMeta, data: bytes) -> bytes:
-    crc = google_crc32c.value(data)
-    return HEADER.pack(MAGIC, FORMAT_VERSION, meta.index, meta.term, len(data), crc) + data
+    return seal(MAGIC, FORMAT_VERSION, META.pack(meta.index, meta.term), data)
 
 
 def _unpack(packed: bytes) -> tuple[SnapshotMeta, bytes]:
-    if len(packed) < HEADER.size:
+    """Raises ValueError."""
+    contents = unseal(MAGIC, FORMAT_VERSION, packed)
+    if len(contents) < META.size:
         raise ValueError("cut short")
-    magic, version, index, term, length, crc = HEADER.unpack_from(packed)
-    data = packed[HEADER.size :]
-    if magic != MAGIC or version != FORMAT_VERSION:
-        raise ValueError(f"not a state of format {FORMAT_VERSION}")
-    if len(data) != length or google_crc32c.value(data) != crc:
-        raise ValueError("does not match its checksum")
-    return SnapshotMeta(index, term), data
+    return SnapshotMeta(*META.unpack_from(contents)), contents[META.size :]
+
+
+async def set_state_aside(directory: Directory) -> None:
+    """A damaged state file makes room for an empty start; it is kept until this replica is whole again."""
+    if STATE_FILE in directory.names():
+        await directory.replace(STATE_ASIDE, directory.read(STATE_FILE))
+        await directory.remove([STATE_FILE])
+
+
+async def drop_state_aside(directory: Directory) -> None:
+    """This replica is whole again."""
+    if STATE_ASIDE in directory.names():
+        await directory.remove([STATE_ASIDE])

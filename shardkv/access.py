@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from raft.answers import Code, refuse
 from raft.gate import Caller, Login, hash_token
+from raft.sealed import seal, unseal
 from raft.transport import MAIL
 from shardctrler.accounts import Accounts, Role, User
 from shardctrler.query import AccessDenied, BadQuery, ControllerClient, ControllerUnavailable
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 20.0
 CALL_SECONDS = 2.0
 RETRY_SECONDS = 1.0
+ACCOUNTS_MAGIC = b"SKVUSERS"  # the file's format: `raft/sealed.py`, then protobuf
+ACCOUNTS_VERSION = 1
 
 
 class Right(Enum):
@@ -236,12 +239,19 @@ class AccountsFollower:
     """A group replica's copy of the users: what its disk has, and then what the controller says."""
 
     def __init__(self, known: bytes | None, keep: Callable[[bytes], Awaitable[None]], secured: bool) -> None:
-        """`known`: the table on the disk, if there is one. `secured`: this process can show that it
+        """`known`: the file on the disk, if there is one. `secured`: this process can show that it
 
         belongs to the cluster; one that cannot, and was never told of users, is of a cluster where
-        access control is not in use.
+        access control is not in use. A file that is damaged says that we were told, and not what:
+        nobody is let in until a controller has told us again.
         """
-        self.accounts = Accounts.decode(known) if known is not None else None if secured else Accounts()
+        self.accounts: Accounts | None = None if secured else Accounts()
+        if known is not None:
+            try:
+                self.accounts = Accounts.decode(unseal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, known))
+            except (ValueError, DecodeError) as error:
+                self.accounts = None
+                log.error("accounts: damaged: %s; asking the controllers for the users anew", error)
         self._keep = keep
 
     async def follow(self, controller: ControllerClient) -> None:
@@ -262,4 +272,4 @@ class AccountsFollower:
                 continue
             if self.accounts is None or news.version > self.accounts.version:
                 self.accounts = news  # at once, then for the next start
-                await self._keep(news.encode())
+                await self._keep(seal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, news.encode()))

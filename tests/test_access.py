@@ -13,13 +13,14 @@ import pytest
 from bench.live import SHARDKV, LiveCluster, attempt
 from client import Login, PermissionDenied, ShardClerk, ShardKVError, Tls
 from raft.gate import Caller, hash_token
+from raft.sealed import seal
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.accounts import Accounts, Role, User, after
 from shardctrler.planner import Refused
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import RIGHTS, Access, AccountsFollower
+from shardkv.access import ACCOUNTS_MAGIC, ACCOUNTS_VERSION, RIGHTS, Access, AccountsFollower
 from shardkv.frames import GET, PUT, SCAN_OP, Limits
 from shardkv.options import NODE
 from shardkv.process import METHODS
@@ -324,9 +325,26 @@ def test_what_a_group_was_told_last_is_known_even_if_that_is_nothing() -> None:
     async def keep(data: bytes) -> None:
         raise AssertionError
 
-    assert AccountsFollower(Accounts().encode(), keep, True).accounts == Accounts()
+    told = seal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, Accounts().encode())
+    assert AccountsFollower(told, keep, True).accounts == Accounts()
     assert AccountsFollower(None, keep, False).accounts == Accounts(), "no secret, no access control"
     assert AccountsFollower(None, keep, True).accounts is None, "it might be on: nobody is let in yet"
+
+
+@pytest.mark.quick
+def test_a_flipped_bit_in_the_users_opens_no_door() -> None:
+    """The file had no checksum: one bit of `enabled` switched access control off for a group."""
+
+    async def keep(data: bytes) -> None:
+        raise AssertionError
+
+    admin = User("root", Role.ADMIN, token_hash=b"h")
+    told = seal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, Accounts(1, True, {"root": admin}).encode())
+    for bit in range(8 * len(told)):
+        flipped = bytearray(told)
+        flipped[bit // 8] ^= 1 << bit % 8
+        for secured in (True, False):
+            assert AccountsFollower(bytes(flipped), keep, secured).accounts is None, "nobody is let in"
 
 
 def test_users_and_processes_are_known_by_their_certificates(tmp_path: Path) -> None:

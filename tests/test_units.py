@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raft.disk import RealDirectory
-from raft.errors import StorageError
+from raft.errors import DamagedState, StorageError
 from raft.quorum import Membership, Vote, majority, quorum_index, tally
 from raft.rsm import STAMP
 from raft.sessions import SessionRecord, may_begin
@@ -156,16 +158,40 @@ def _tables(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*.sst"))
 
 
-def test_a_damaged_state_file_is_refused(tmp_path: Path) -> None:
-    directory = RealDirectory(tmp_path)
+def _state_of_one_pair(path: Path) -> tuple[RealDirectory, bytes]:
+    """A memory engine's directory, and the bytes of its state file."""
+    directory = RealDirectory(path)
     engine = MemoryEngine(directory)
-    engine.write([], {b"k": b"v"}, SnapshotMeta(1, 1))
+    engine.write([], {b"k": b"v"}, SnapshotMeta(56, 1))
     asyncio.run(engine.flush())
-    data = bytearray((tmp_path / "state").read_bytes())
-    data[-1] ^= 1
+    return directory, (path / "state").read_bytes()
+
+
+def test_every_bit_of_a_state_file_is_inside_its_checksum(tmp_path: Path) -> None:
+    """A flipped bit in the index (56 to 65592) once made a follower acknowledge what it did not have."""
+    directory, data = _state_of_one_pair(tmp_path)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "state").write_bytes(flipped)
+        with pytest.raises(DamagedState, match="state: damaged"):
+            MemoryEngine(directory)
+    for size in range(len(data)):
+        (tmp_path / "state").write_bytes(data[:size])
+        with pytest.raises(DamagedState):
+            MemoryEngine(directory)
     (tmp_path / "state").write_bytes(data)
-    with pytest.raises(StorageError, match="checksum"):
+    assert MemoryEngine(directory).applied == SnapshotMeta(56, 1)
+    directory.close()
+
+
+def test_a_state_file_of_the_old_format_is_refused_by_name(tmp_path: Path) -> None:
+    directory = RealDirectory(tmp_path)
+    old = struct.pack("<8sIQQQI", b"SKVSTATE", 1, 56, 1, 1, google_crc32c.value(b"x")) + b"x"
+    (tmp_path / "state").write_bytes(old)
+    with pytest.raises(StorageError, match="format version 1, this program reads 2") as refused:
         MemoryEngine(directory)
+    assert not isinstance(refused.value, DamagedState), "it is whole: nothing may replace it"
     directory.close()
 
 
