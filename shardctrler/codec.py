@@ -7,11 +7,11 @@ from shardctrler.shard_map import Change, Config, Group, Merge, Move, Shard, Spl
 
 
 def group_to_pb(group: Group) -> pb.Group:
-    return pb.Group(gid=group.gid, addresses=group.addresses)
+    return pb.Group(gid=group.gid, addresses=group.addresses, joined=group.joined)
 
 
 def group_from_pb(group: pb.Group) -> Group:
-    return Group(group.gid, tuple(group.addresses))
+    return Group(group.gid, tuple(group.addresses), group.joined)
 
 
 def shard_to_pb(shard: Shard) -> pb.Shard:
@@ -30,19 +30,22 @@ def shard_from_pb(shard: pb.Shard) -> Shard:
 
 
 def config_to_pb(config: Config) -> pb.Config:
-    return pb.Config(
-        num=config.num,
-        shards=[shard_to_pb(shard) for shard in config.shards()],
-        groups=[group_to_pb(config.groups[gid]) for gid in sorted(config.groups)],
-    )
+    message = pb.Config(num=config.num, shards=[shard_to_pb(shard) for shard in config.shards()])
+    for gid in sorted(config.groups):
+        group = group_to_pb(config.groups[gid])
+        group.incarnation = config.claims.get(gid, 0)
+        message.groups.append(group)
+    return message
 
 
-def config_from_pb(config: pb.Config) -> Config:
-    return Config.of(
-        config.num,
-        [shard_from_pb(shard) for shard in config.shards],
-        [group_from_pb(group) for group in config.groups],
+def config_from_pb(message: pb.Config) -> Config:
+    config = Config.of(
+        message.num,
+        [shard_from_pb(shard) for shard in message.shards],
+        [group_from_pb(group) for group in message.groups],
     )
+    config.claims = {group.gid: group.incarnation for group in message.groups if group.incarnation}
+    return config
 
 
 def change_to_pb(change: Change) -> pb.Change:

@@ -16,6 +16,7 @@ from raft.types import Entry, Kind, SnapshotMeta
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.accounts import Accounts
+from shardctrler.claims import Claims, Join
 from shardctrler.codec import (
     change_from_pb,
     change_to_pb,
@@ -43,6 +44,7 @@ class ControllerMachine(InMemoryMachine):
         self._next_shard = 2
         self._sessions: dict[bytes, SessionRecord] = {}
         self._last_addresses: dict[Gid, Group] = {}  # of every group there ever was
+        self._claims = Claims()
 
     # ---- reading
 
@@ -79,6 +81,8 @@ class ControllerMachine(InMemoryMachine):
         if request.WhichOneof("op") == "initialize":  # idempotent by itself: proposed by leaders
             self._carry_out(request)
             return b""
+        if request.WhichOneof("op") == "claim":  # likewise
+            return self._claim(request.claim)
         record = self._sessions.get(request.session)
         if record is None:
             if not may_begin(request.issued_ms, self.clock_ms, self._ttl_ms):
@@ -105,14 +109,27 @@ class ControllerMachine(InMemoryMachine):
             accounts = self._plan_accounts(request)
             change = self._plan(request) if accounts is None else None
         except Refused as refused:
-            return pb.AdminReply(
-                refusal=refused.kind, message=str(refused), num=self.config.num
-            ).SerializeToString()
+            return _refusal(refused.kind, str(refused), self.config.num)
         if accounts is not None:
             self.accounts = accounts
         if change is not None:
             self._extend(self._with_addresses(change))
         return pb.AdminReply(num=self.config.num).SerializeToString()
+
+    def _claim(self, claim: pb.Claim) -> bytes:
+        """Record which incarnation a join belongs to. No new configuration: who serves what stays as it is."""
+        try:
+            joined = self._claims.claim(claim.gid, claim.incarnation, claim.joined)
+        except Refused as refused:
+            return _refusal(refused.kind, str(refused), self.config.num)
+        self._note_claim(claim.gid)
+        return pb.AdminReply(num=joined).SerializeToString()
+
+    def _note_claim(self, gid: Gid) -> None:
+        """The configuration shows the claim of a group's last join, while the group is in it."""
+        holder = self._claims.holder(gid)
+        if holder and gid in self.config.groups:
+            self.config.claims[gid] = holder
 
     def _plan_accounts(self, request: pb.AdminRequest) -> Accounts | None:
         """What becomes of the users; None for requests that are not about them."""
@@ -164,6 +181,8 @@ class ControllerMachine(InMemoryMachine):
         self._changes.append(change_to_pb(change).SerializeToString(deterministic=True))
         for group in change.joined + change.readdressed:
             self._last_addresses[group.gid] = group
+        for group in change.joined:
+            self._claims.joined(group.gid, change.num)
         for shard in change.initial:
             self._next_shard = max(self._next_shard, shard.id + 1)
         if change.split is not None:
@@ -182,6 +201,8 @@ class ControllerMachine(InMemoryMachine):
             known=known,
             accounts=self.accounts.encode(),
         )
+        for gid, join in self._claims:
+            state.claims.add(gid=gid, joined=join.num, incarnation=join.incarnation)
         for session in sorted(self._sessions):
             state.sessions.add(session=session, record=self._sessions[session].encode())
         return state.SerializeToString(deterministic=True)
@@ -192,6 +213,8 @@ class ControllerMachine(InMemoryMachine):
         self.config = config_from_pb(state.config)
         self._changes = list(state.changes)
         self._last_addresses = {group.gid: group_from_pb(group) for group in state.known}
+        for claim in state.claims:
+            self._claims.joins.setdefault(claim.gid, []).append(Join(claim.joined, claim.incarnation))
         self.config.check()
         assert self.config.num == len(self._changes), "a map that its history does not make"
         self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
@@ -200,5 +223,5 @@ class ControllerMachine(InMemoryMachine):
         self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}
 
 
-def _refusal(kind: str, message: str) -> bytes:
-    return pb.AdminReply(refusal=kind, message=message).SerializeToString()
+def _refusal(kind: str, message: str, num: int = 0) -> bytes:
+    return pb.AdminReply(refusal=kind, message=message, num=num).SerializeToString()

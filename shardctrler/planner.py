@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from shardctrler.rebalance import plan
 from shardctrler.shard_map import NO_GROUP, Change, Config, Gid, Group, Merge, Move, Shard, ShardId, Split
@@ -50,19 +51,22 @@ def join(config: Config, groups: Sequence[Group]) -> Change:
             raise Refused("DuplicateGroup", f"group {group.gid} has joined already")
         gids.add(group.gid)
         _check_addresses(group, used)
-    live = config.groups | {group.gid: group for group in groups}
-    return Change(config.num + 1, joined=tuple(groups), moves=_level(config, live))
+    num = config.num + 1
+    joined = tuple(replace(group, joined=num) for group in groups)
+    live = config.groups | {group.gid: group for group in joined}
+    return Change(num, joined=joined, moves=_level(config, live))
 
 
 def readdress(config: Config, group: Group) -> Change | None:
     """The group's replicas are at other addresses now; None if the map says so already."""
     if group.gid not in config.groups:
         raise Refused("UnknownGroup", f"group {group.gid} is not in configuration {config.num}")
-    if config.groups[group.gid] == group:
+    now = config.groups[group.gid]
+    if now.addresses == group.addresses:
         return None
     others = [each for each in config.groups.values() if each.gid != group.gid]
     _check_addresses(group, {address: each.gid for each in others for address in each.addresses})
-    return Change(config.num + 1, readdressed=(group,))
+    return Change(config.num + 1, readdressed=(replace(now, addresses=group.addresses),))
 
 
 def _check_addresses(group: Group, used: dict[str, Gid]) -> None:

@@ -20,7 +20,7 @@ from raft.doors import Dialer, Unreachable
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.accounts import Accounts
 from shardctrler.codec import change_from_pb, config_from_pb
-from shardctrler.shard_map import Change, Config
+from shardctrler.shard_map import Change, Config, Gid, Incarnation
 
 ATTEMPT_SECONDS = 1.0
 BACKOFF_SECONDS = (0.01, 0.5)
@@ -41,9 +41,10 @@ class AccessDenied(Exception):
 class AdminRefused(Exception):
     """An admin request was refused and changed nothing. `kind` is for programs."""
 
-    def __init__(self, kind: str, text: str) -> None:
+    def __init__(self, kind: str, text: str, num: int = 0) -> None:
         super().__init__(text)
         self.kind = kind
+        self.num = num  # the latest configuration when it was refused
 
 
 class ControllerClient:
@@ -76,7 +77,18 @@ class ControllerClient:
         left = deadline - asyncio.get_running_loop().time()
         reply = pb.AdminReply.FromString(await self._call("ctl.admin", request, left))
         if reply.refusal:
-            raise AdminRefused(reply.refusal, reply.message)
+            raise AdminRefused(reply.refusal, reply.message, reply.num)
+        return reply.num
+
+    async def claim(self, gid: Gid, incarnation: Incarnation, joined: int, timeout: float) -> int:
+        """Claim a join for an incarnation of a group; 0: the first that it may have. Returns which it is.
+
+        Safe to ask again. Raises AdminRefused, ControllerUnavailable.
+        """
+        claim = pb.Claim(gid=gid, incarnation=incarnation, joined=joined)
+        reply = pb.AdminReply.FromString(await self._call("ctl.claim", claim, timeout))
+        if reply.refusal:
+            raise AdminRefused(reply.refusal, reply.message, reply.num)
         return reply.num
 
     async def query(self, num: int | None, timeout: float) -> Config:

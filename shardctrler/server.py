@@ -102,6 +102,8 @@ class ControllerServer:
             match method:
                 case "ctl.admin":
                     return answer(await self.admin(pb.AdminRequest.FromString(payload)))
+                case "ctl.claim":
+                    return answer(await self._claim(pb.Claim.FromString(payload)))
                 case "ctl.query":
                     return await self._query(pb.QueryRequest.FromString(payload))
                 case "ctl.changes":
@@ -124,10 +126,14 @@ class ControllerServer:
 
     async def admin(self, request: pb.AdminRequest) -> bytes:
         """Carry out an admin request. Raises RaftError."""
-        if len(request.session) != 16 or request.WhichOneof("op") in (None, "initialize"):
+        if len(request.session) != 16 or request.WhichOneof("op") in (None, "initialize", "claim"):
             reply = pb.AdminReply(refusal="BadRequest", message="no operation, or no session of 16 bytes")
             return reply.SerializeToString()
         return await self.replica.propose(request.SerializeToString())
+
+    async def _claim(self, claim: pb.Claim) -> bytes:
+        """Record which incarnation of a group a join belongs to. Raises RaftError."""
+        return await self.replica.propose(pb.AdminRequest(claim=claim).SerializeToString())
 
     async def query(self, request: pb.QueryRequest) -> pb.Config | None:
         """The configuration asked for; None if there is none yet. Raises RaftError."""

@@ -7,6 +7,10 @@ out, at the controller, in a clerk and in a test alike.
 
 `gid` says who serves a shard and `holder` who has its data. They differ only
 while the last group has left: the data stays where it is until a group joins.
+
+A group's number may be used again after the group has left. So a `Group` also says in
+which configuration it joined: number and join together name one group, and at most one
+incarnation (the state that one set of disks holds) may claim a join.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from sortedcontainers import SortedDict
 ShardId = int
 Gid = int
 NO_GROUP: Gid = 0
+Incarnation = int  # a random 64-bit number that a group's replicated state begins with; 0: none yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Shard:
 class Group:
     gid: Gid
     addresses: tuple[str, ...]
+    joined: int = 0  # the configuration in which it joined; 0 in a request to join
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ class Config:
     num: int = 0
     groups: dict[Gid, Group] = field(default_factory=dict)
     by_id: dict[ShardId, Shard] = field(default_factory=lambda: {1: Shard(1, b"", b"")})
+    # Which incarnation claimed its group's join. Not a part of the configuration: a claim makes no new one.
+    claims: dict[Gid, Incarnation] = field(default_factory=dict, compare=False)
     _by_start: SortedDict = field(default_factory=lambda: SortedDict({b"": 1}))
     _flat: tuple[list[bytes], list[Shard]] | None = field(default=None, compare=False)  # for `lookup`
 
@@ -108,7 +116,7 @@ class Config:
             num,
             {group.gid: group for group in groups},
             {shard.id: shard for shard in shards},
-            SortedDict({shard.start: shard.id for shard in shards}),
+            _by_start=SortedDict({shard.start: shard.id for shard in shards}),
         )
         config.check()
         return config
@@ -155,6 +163,7 @@ class Config:
                 self.by_id[move.shard] = replace(shard, gid=gid, holder=gid, epoch=epoch)
         for gid in change.left:
             del self.groups[gid]
+            self.claims.pop(gid, None)
         if change.split is not None:
             split = change.split
             old = self.by_id[split.shard]

@@ -23,12 +23,16 @@ class Shard(_message.Message):
     def __init__(self, id: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., gid: _Optional[int] = ..., epoch: _Optional[int] = ..., holder: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("gid", "addresses")
+    __slots__ = ("gid", "addresses", "joined", "incarnation")
     GID_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     gid: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+    joined: int
+    incarnation: int
+    def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., joined: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Config(_message.Message):
     __slots__ = ("num", "shards", "groups")
@@ -142,6 +146,16 @@ class Initialize(_message.Message):
     shards: int
     def __init__(self, shards: _Optional[int] = ...) -> None: ...
 
+class Claim(_message.Message):
+    __slots__ = ("gid", "incarnation", "joined")
+    GID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    gid: int
+    incarnation: int
+    joined: int
+    def __init__(self, gid: _Optional[int] = ..., incarnation: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
+
 class User(_message.Message):
     __slots__ = ("name", "role", "prefixes", "token_hash")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -201,7 +215,7 @@ class AccountsRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class AdminRequest(_message.Message):
-    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "set_user", "remove_user", "access_control", "readdress")
+    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "set_user", "remove_user", "access_control", "readdress", "claim")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACKED_BELOW_FIELD_NUMBER: _ClassVar[int]
@@ -217,6 +231,7 @@ class AdminRequest(_message.Message):
     REMOVE_USER_FIELD_NUMBER: _ClassVar[int]
     ACCESS_CONTROL_FIELD_NUMBER: _ClassVar[int]
     READDRESS_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     seq: int
     acked_below: int
@@ -232,7 +247,8 @@ class AdminRequest(_message.Message):
     remove_user: RemoveUser
     access_control: SetAccessControl
     readdress: Group
-    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+    claim: Claim
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("refusal", "message", "num")
@@ -277,7 +293,7 @@ class ChangesReply(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., controllers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "accounts", "known")
+    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "accounts", "known", "claims")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +302,7 @@ class State(_message.Message):
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedScalarFieldContainer[bytes]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
     clock_ms: int
@@ -294,7 +311,8 @@ class State(_message.Message):
     config: Config
     accounts: bytes
     known: _containers.RepeatedCompositeFieldContainer[Group]
-    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., accounts: _Optional[bytes] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+    claims: _containers.RepeatedCompositeFieldContainer[Claim]
+    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., accounts: _Optional[bytes] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ...) -> None: ...
 
 class SessionState(_message.Message):
     __slots__ = ("session", "record")

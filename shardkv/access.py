@@ -69,6 +69,7 @@ RIGHTS = {
     "ctl.users": Right.ADMIN,
     "ctl.admin": Right.ADMIN,
     "ctl.accounts": Right.NODE,
+    "ctl.claim": Right.NODE,
 }
 
 

@@ -10,12 +10,21 @@ import struct
 
 from shardkv import shardkv_pb2 as pb
 
-FRAME, LEARN, INSTALL, CLOSE, RELEASE = 1, 2, 3, 4, 5
+FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED = 1, 2, 3, 4, 5, 6, 7
 FRAME_HEADER = struct.Struct("<BI")
 
 
 def frame(frame_bytes: bytes, max_value_bytes: int) -> bytes:
     return FRAME_HEADER.pack(FRAME, max_value_bytes) + frame_bytes
+
+
+def begin(incarnation: int) -> bytes:
+    return bytes([BEGIN]) + pb.Begin(incarnation=incarnation).SerializeToString()
+
+
+def claimed(incarnation: int, joined: int, others: int = 0) -> bytes:
+    message = pb.Claimed(incarnation=incarnation, joined=joined, others=others)
+    return bytes([CLAIMED]) + message.SerializeToString()
 
 
 def learn(changes: list[bytes]) -> bytes:

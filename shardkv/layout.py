@@ -1,6 +1,6 @@
 """Where things are in the engine's key space. Pure.
 
-m…                  the group's own state: configuration number, clock, membership, ownership rows
+m…                  the group's own state: incarnation, configuration number, clock, membership, rows
 d<key>              data, in the order of the keys: a split moves nothing
 s<shard><session>   exactly-once records
 j<shard><position>  keys changed while the shard is being lent: the copy's journal
@@ -12,6 +12,8 @@ CONFIG_NUM = b"mconfig"
 CLOCK = b"mclock"
 MEMBERSHIP = b"mmembers"
 ADDRESSES = b"maddresses"
+INCARNATION = b"mincarnation"
+JOINS = b"mjoins"
 ROW = b"mrow"
 
 

@@ -34,12 +34,13 @@ class Pace:
 PACE = Pace()
 
 
-def lent_row(machine: ShardMachine, shard: int, epoch: int) -> Row | None:
-    """The row, if this replica has come to that hand-over and still has the copy."""
-    row = machine.ownership.rows.get(shard)
-    if row is None or row.epoch != epoch or row.state not in (State.LENDING, State.FROZEN):
+def lent_row(machine: ShardMachine, request: pb.PullRequest) -> Row | None:
+    """The row, if we are the giver, and this replica has come to that hand-over and still has the copy."""
+    ownership = machine.ownership
+    row = ownership.rows.get(request.shard)
+    if row is None or row.epoch != request.epoch or row.state not in (State.LENDING, State.FROZEN):
         return None
-    return row
+    return row if ownership.is_us(request.gid, request.joined) else None
 
 
 class Closing:
@@ -67,12 +68,18 @@ class Closing:
 
 
 def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullReply:
-    """The next chunk of the copy. `ready` false: not lent here yet, or not any more."""
-    row = lent_row(machine, request.shard, request.epoch)
+    """The next chunk of the copy. `ready` false: not lent here yet, or not any more.
+
+    Asked for what another group of our number had, we say so: we never had its data, and
+    an empty answer would be taken for an empty shard.
+    """
+    if machine.ownership.is_other(request.gid, request.joined):
+        return pb.PullReply(other_group=True, incarnation=machine.incarnation)
+    row = lent_row(machine, request)
     if row is None:
-        return pb.PullReply(ready=False)
+        return pb.PullReply(ready=False, incarnation=machine.incarnation)
     cursor = cursor_from_pb(getattr(request, "from"))
-    reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms)
+    reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms, incarnation=machine.incarnation)
     size = 0
     # One chunk may span phases, so that a small shard takes few round trips.
     while size < pace.chunk_bytes:

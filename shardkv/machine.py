@@ -11,6 +11,7 @@ is a bug or a broken disk, and stops the replica.
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Sequence
 
@@ -33,6 +34,7 @@ OK = b""  # the reply that most writes leave in the record
 NOT_FOUND = bytes([Status.NOT_FOUND])
 CAS_FAILED = bytes([Status.CAS_FAILED])
 SWEEP_MS = 60_000
+JOINS = struct.Struct(">QQQ")  # the first and the last join that is ours; up to where the rest is others'
 
 
 class ShardMachine:
@@ -55,7 +57,16 @@ class ShardMachine:
             rows[row.shard] = row
         config_num = int.from_bytes(self.engine.get(layout.CONFIG_NUM) or b"", "big")
         named = (self.engine.get(layout.ADDRESSES) or b"").decode()
-        self.ownership = Ownership(self.gid, config_num, rows, tuple(named.split(",")) if named else ())
+        joins = JOINS.unpack(self.engine.get(layout.JOINS) or bytes(JOINS.size))
+        self.ownership = Ownership(
+            self.gid,
+            config_num,
+            rows,
+            tuple(named.split(",")) if named else (),
+            joins[:2],
+            joins[2],
+        )
+        self.incarnation = int.from_bytes(self.engine.get(layout.INCARNATION) or b"", "big")  # 0: none yet
         self._membership = self.engine.get(layout.MEMBERSHIP) or b""
         self.clock_ms = int.from_bytes(self.engine.get(layout.CLOCK) or b"", "big")
         self._records = Records(self.engine)
@@ -268,6 +279,10 @@ class ShardMachine:
         done = True
         if kind == commands.LEARN:
             effects, done = self._learn(pb.Learn.FromString(body))
+        elif kind == commands.BEGIN:
+            done = self._begin(pb.Begin.FromString(body).incarnation)
+        elif kind == commands.CLAIMED:
+            done = self._claimed(pb.Claimed.FromString(body))
         elif kind == commands.INSTALL:
             effects, done = self._install_chunk(pb.Install.FromString(body))
         elif kind == commands.CLOSE:
@@ -288,11 +303,32 @@ class ShardMachine:
                 self.engine.reclaim(*layout.data_range(effect.start, effect.end))
         return b"1" if done else b""
 
+    def _begin(self, incarnation: int) -> bool:
+        """The group's incarnation is the one that is logged first; whoever leads later finds it."""
+        if self.incarnation:
+            return False
+        self.incarnation = incarnation
+        self._batch.put(layout.INCARNATION, incarnation.to_bytes(8, "big"))
+        return True
+
+    def _claimed(self, message: pb.Claimed) -> bool:
+        """From here on the group is the one that joined in that configuration, or knows that it is not."""
+        ownership = self.ownership
+        if message.incarnation != self.incarnation:
+            return False
+        done = ownership.claimed(message.joined) if message.joined else ownership.refused(message.others)
+        if done:
+            self._batch.put(layout.CONFIG_NUM, ownership.config_num.to_bytes(8, "big"))
+            self._batch.put(layout.JOINS, JOINS.pack(*ownership.joins, ownership.others))
+        return done
+
     def _learn(self, message: pb.Learn) -> tuple[list[Effect], bool]:
         effects: list[Effect] = []
         learnt = False
         for data in message.changes:
             change = change_from_pb(ctl.Change.FromString(data))
+            if not self.ownership.may_learn(change):
+                break  # this change lets the group in, and no claim of that join is logged yet
             if change.num == self.ownership.config_num + 1:
                 effects += self.ownership.learn(change)
                 learnt = True

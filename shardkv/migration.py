@@ -1,4 +1,4 @@
-"""The leader's errands: learn configurations, fetch shards that come, let go of shards that went.
+"""The leader's errands: claim the group's place, learn configurations, fetch shards that come, let go of shards that went.
 
 Each errand asks another process and proposes what it heard to its own log; the
 state machine decides whether that still applies. So an errand may be cut off
@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -88,13 +89,41 @@ class Migrator:
     # ---- errands
 
     async def _learn_forever(self) -> None:
-        """Follow the configurations, one after the other, through our log."""
+        """Follow the configurations, one after the other, through our log, from our first join on."""
         while True:
-            known = self._machine.ownership.config_num
-            changes = await self._controller.changes(known, NEWS_SECONDS, CALL_SECONDS, limit=CHANGES_AT_ONCE)
-            if changes:
-                encoded = [change_to_pb(change).SerializeToString() for change in changes]
-                await self._replica.propose(commands.learn(encoded))
+            ownership = self._machine.ownership
+            if not self._machine.incarnation:
+                await self._replica.propose(commands.begin(self._rng.getrandbits(64) or 1))
+            elif not ownership.joins[0]:
+                await self._claim(0)
+            else:
+                known = ownership.config_num
+                changes = await self._controller.changes(
+                    known, NEWS_SECONDS, CALL_SECONDS, limit=CHANGES_AT_ONCE
+                )
+                learnable = list(takewhile(self._machine.ownership.may_learn, changes))
+                if learnable:
+                    encoded = [change_to_pb(change).SerializeToString() for change in learnable]
+                    await self._replica.propose(commands.learn(encoded))
+                elif changes:
+                    await self._claim(changes[0].num)
+
+    async def _claim(self, joined: int) -> None:
+        """Ask whether a join is ours, and log the answer; after a "no", wait for another configuration.
+
+        The incarnation is in our log before it is claimed, and the claim in the controllers'
+        log before it is in ours: whoever leads next finds the same, or asks again.
+        """
+        gid, incarnation = self._machine.gid, self._machine.incarnation
+        try:
+            num = await self._controller.claim(gid, incarnation, joined, CALL_SECONDS)
+        except AdminRefused as refused:
+            if refused.kind == "OtherIncarnation" and refused.num > self._machine.ownership.others:
+                log.error("the map does not let us in: %s", refused)
+                await self._replica.propose(commands.claimed(incarnation, 0, refused.num))
+            await self._controller.changes(refused.num, NEWS_SECONDS, CALL_SECONDS, limit=1)
+        else:
+            await self._replica.propose(commands.claimed(incarnation, num))
 
     def _moved_away(self) -> tuple[str, ...]:
         """Where our replicas are, if their membership has changed and the map does not name them so."""
@@ -125,12 +154,14 @@ class Migrator:
         while (row := self._row(shard, epoch, State.PULLING)) is not None:
             began = loop.time()
             assert row.peer is not None
-            request = pb.PullRequest(shard=shard, epoch=epoch)
+            request = pb.PullRequest(shard=shard, epoch=epoch, gid=row.peer.gid, joined=row.peer.joined)
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
             reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
-            if not reply.ready:  # the giver is down, or this replica of it has not come so far
+            if not reply.ready:  # the giver is down, is gone, or this replica of it has not come so far
                 why = "does not answer" if body is None else "has not come so far"
+                if reply.other_group:
+                    why = _other(row.peer, reply.incarnation)
                 self._waits(shard, epoch, f"{_named(row.peer)} {why}")
                 if body is not None:
                     self._try_another(row.peer.gid, row.peer.addresses)
@@ -165,13 +196,18 @@ class Migrator:
         backoff = BACKOFF_SECONDS[0]
         while (row := self._row(shard, epoch, State.FROZEN)) is not None:
             assert row.peer is not None
-            request = pb.ServesRequest(shard=shard, epoch=epoch).SerializeToString()
-            body = await self._ask(row.peer.gid, row.peer.addresses, "shard.serves", request)
-            if body is not None and pb.ServesReply.FromString(body).yes:
+            request = pb.ServesRequest(shard=shard, epoch=epoch, gid=row.peer.gid, joined=row.peer.joined)
+            body = await self._ask(
+                row.peer.gid, row.peer.addresses, "shard.serves", request.SerializeToString()
+            )
+            reply = pb.ServesReply.FromString(body) if body is not None else pb.ServesReply()
+            if reply.yes:
                 await self._replica.propose(commands.release(shard, epoch))
                 self._waiting.pop((shard, epoch), None)
             else:
                 why = "does not answer" if body is None else "does not serve it yet"
+                if reply.other_group:
+                    why = _other(row.peer, reply.incarnation)
                 self._waits(shard, epoch, f"{_named(row.peer)} {why}")
                 if body is not None:  # "no", or only this replica of it lags behind
                     self._try_another(row.peer.gid, row.peer.addresses)
@@ -252,6 +288,13 @@ class Migrator:
             task.cancel()
         self._errands.clear()
         self._waiting.clear()
+
+
+def _other(group: Group, incarnation: int) -> str:
+    return (
+        f"is another group now (incarnation {incarnation:016x}) than the one that joined in configuration "
+        f"{group.joined}, whose disks are gone or which runs elsewhere"
+    )
 
 
 def _named(group: Group) -> str:

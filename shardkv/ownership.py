@@ -9,6 +9,13 @@ Groups ask, never command. A giver serves until it closes, keeps its copy until 
 has asked the taker "do you serve this epoch?" and heard yes; the answer is a fact
 of applied state that never becomes untrue, since `served_epoch` only grows.
 
+Of two groups that have one number (the first left or lost its disks, the second joined)
+each acts on what the map says about itself. A group is named by its number and the
+configuration in which it joined; `joins` says which joins are ours, as claimed from the
+controllers (`shardctrler/claims.py`). A group learns nothing before its first claim, begins
+with the join that it claimed, and learns no later join of its number before it claimed that.
+So a group that lost its disks has no rows, and serves nothing.
+
 The table is data: `docs/sharding.md` draws its diagram from it.
 """
 
@@ -57,6 +64,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 SERVED = (State.SERVING, State.LENDING)
+MAX_PEER_ADDRESSES = 32  # of one group, where it was and where it is
 
 
 def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
@@ -137,6 +145,16 @@ class Drop:
 Effect = CopyRecords | MergeRecords | Drop
 
 
+def _moved(peer: Group, group: Group) -> Group:
+    """Where to ask for `peer` now that the map names `group`, of the same number.
+
+    After another join it may be the same group or another one, which only its answers tell:
+    it is asked at the new addresses first, and then at the old ones.
+    """
+    old = () if group.joined == peer.joined else peer.addresses
+    return replace(peer, addresses=tuple(dict.fromkeys(group.addresses + old))[:MAX_PEER_ADDRESSES])
+
+
 class Ownership:
     """All rows of a group. Every method is deterministic and only touches rows."""
 
@@ -146,27 +164,64 @@ class Ownership:
         config_num: int = 0,
         rows: dict[ShardId, Row] | None = None,
         addresses: tuple[str, ...] = (),
+        joins: tuple[int, int] = (0, 0),
+        others: int = 0,
     ) -> None:
         self.gid = gid
+        self.joins = joins  # the first and the last configuration that we joined in; 0: none yet
+        self.others = others  # joins of our number up to this configuration are not ours, but for those
         self.addresses = addresses  # ours, as the map names them; none while we are not in it
         self.config_num = config_num
         self.rows: dict[ShardId, Row] = rows or {}
         self.changed: set[ShardId] = set()  # rows to store; emptied by whoever stores them
 
+    def claimed(self, joined: int) -> bool:
+        """The join of that configuration is ours. False if that was known before: a repetition."""
+        first, last = self.joins
+        if joined <= last:
+            return False
+        if not first:
+            first = joined
+            self.config_num = self.others = joined - 1  # what came before is about others
+        self.joins = first, joined
+        return True
+
+    def refused(self, others: int) -> bool:
+        """Joins up to that configuration are of other incarnations. False if that was known before."""
+        if others <= self.others:
+            return False
+        self.others = others
+        return True
+
+    def may_learn(self, change: Change) -> bool:
+        """Whether we know which group we are in that configuration."""
+        lets_us_in = any(group.gid == self.gid for group in change.joined)
+        return self.joins[0] > 0 and (not lets_us_in or change.num <= self.joins[1])
+
+    def is_us(self, gid: Gid, joined: int) -> bool:
+        """Whether we are the group of that number that joined in that configuration."""
+        return gid == self.gid and self.joins[0] <= joined <= self.joins[1]
+
+    def is_other(self, gid: Gid, joined: int) -> bool:
+        """Whether it is certain that we are not that group; what is neither is not known here yet."""
+        return gid != self.gid or (joined <= self.others and not self.is_us(gid, joined))
+
     def learn(self, change: Change) -> list[Effect]:
         """Queue what the next configuration means for our shards, and fire what can fire."""
         assert change.num == self.config_num + 1, "configurations are learnt in order"
         self.config_num = change.num
-        self._follow_addresses(change)
         for move in change.moves:
-            if not move.hands_over:
+            source, target = move.source, move.target
+            if target is None:
                 continue
-            assert move.target is not None
-            if move.target.gid == self.gid:
-                event = Event.CREATED if move.source is None else Event.GAINED
-                self._queue(move.shard, Pending(event, change.num, move.start, move.end, move.source))
-            elif move.source is not None and move.source.gid == self.gid:
-                self._queue(move.shard, Pending(Event.LOST, change.num, peer=move.target))
+            loses = source is not None and self.is_us(source.gid, source.joined)
+            gains = self.is_us(target.gid, target.joined)
+            if gains and not loses:
+                # From a group of our own number as well: it held the shard, and is not us.
+                event = Event.CREATED if source is None else Event.GAINED
+                self._queue(move.shard, Pending(event, change.num, move.start, move.end, source))
+            elif loses and not gains:
+                self._queue(move.shard, Pending(Event.LOST, change.num, peer=target))
         if change.split is not None and change.split.holder == self.gid:
             split = change.split
             self._queue(split.shard, Pending(Event.SPLIT, other=split.new_shard, key=split.key))
@@ -175,6 +230,7 @@ class Ownership:
             merge = change.merge
             self._queue(merge.shard, Pending(Event.MERGE, other=merge.right))
             self._queue(merge.right, Pending(Event.MERGED, other=merge.shard))
+        self._follow_addresses(change)  # last: a source that joins again may be elsewhere now
         return self._drain()
 
     def _follow_addresses(self, change: Change) -> None:
@@ -186,11 +242,11 @@ class Ownership:
                 self.addresses = group.addresses
             for row in self.rows.values():
                 if row.peer is not None and row.peer.gid == group.gid:
-                    row.peer = group
+                    row.peer = _moved(row.peer, group)
                     self.changed.add(row.shard)
                 for position, pending in enumerate(row.queue):
                     if pending.peer is not None and pending.peer.gid == group.gid:
-                        row.queue[position] = replace(pending, peer=group)
+                        row.queue[position] = replace(pending, peer=_moved(pending.peer, group))
                         self.changed.add(row.shard)
 
     def closed(self, shard: ShardId, epoch: int) -> bool:

@@ -76,6 +76,7 @@ METHODS = frozenset(
         "ctl.changes",
         "ctl.status",
         "ctl.accounts",
+        "ctl.claim",
         "ctl.users",
         "kv.log",
         "kv.view",

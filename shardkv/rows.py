@@ -8,11 +8,11 @@ from shardkv.ownership import Cursor, Event, Pending, Row, State
 
 
 def peer_to_pb(peer: Group | None) -> pb.Peer | None:
-    return None if peer is None else pb.Peer(gid=peer.gid, addresses=peer.addresses)
+    return None if peer is None else pb.Peer(gid=peer.gid, addresses=peer.addresses, joined=peer.joined)
 
 
 def _peer(message: pb.Peer) -> Group:
-    return Group(message.gid, tuple(message.addresses))
+    return Group(message.gid, tuple(message.addresses), message.joined)
 
 
 def cursor_to_pb(cursor: Cursor) -> pb.Cursor:

@@ -134,7 +134,7 @@ class GroupServer:
     # ---- for other groups
 
     async def _pull(self, request: pb.PullRequest) -> bytes:
-        row = lending.lent_row(self.machine, request.shard, request.epoch)
+        row = lending.lent_row(self.machine, request)
         if row is not None and self._loans.is_due(row, request):
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
@@ -156,8 +156,14 @@ class GroupServer:
 
     def _serves(self, request: pb.ServesRequest) -> bytes:
         # Once true it stays true, so any replica may say it; "no" may only be old news.
-        yes = self.machine.ownership.serves_epoch(request.shard, request.epoch)
-        return answer(pb.ServesReply(yes=yes).SerializeToString())
+        ownership = self.machine.ownership
+        us = ownership.is_us(request.gid, request.joined)
+        reply = pb.ServesReply(
+            yes=us and ownership.serves_epoch(request.shard, request.epoch),
+            incarnation=self.machine.incarnation,
+            other_group=ownership.is_other(request.gid, request.joined),
+        )
+        return answer(reply.SerializeToString())
 
     # ---- for operators
 
@@ -208,6 +214,8 @@ class GroupServer:
             "applied_index": machine.applied.index,
             "log_bytes": core.log.size_bytes,
             "config_num": machine.ownership.config_num,
+            "incarnation": f"{machine.incarnation:016x}" if machine.incarnation else None,
+            "joined": machine.ownership.joins[1],
             "operations": machine.operations,
             "room": self.replica.node.room.name,
             "read_only": self.replica.is_leader and not has_room(core),

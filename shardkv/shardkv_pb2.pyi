@@ -7,12 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Peer(_message.Message):
-    __slots__ = ("gid", "addresses")
+    __slots__ = ("gid", "addresses", "joined")
     GID_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     gid: int
     addresses: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+    joined: int
+    def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("kind", "epoch", "start", "end", "peer", "other", "key")
@@ -99,6 +101,22 @@ class Install(_message.Message):
     clock_ms: int
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., **kwargs) -> None: ...
 
+class Begin(_message.Message):
+    __slots__ = ("incarnation",)
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    def __init__(self, incarnation: _Optional[int] = ...) -> None: ...
+
+class Claimed(_message.Message):
+    __slots__ = ("incarnation", "joined", "others")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: int
+    joined: int
+    others: int
+    def __init__(self, incarnation: _Optional[int] = ..., joined: _Optional[int] = ..., others: _Optional[int] = ...) -> None: ...
+
 class Step(_message.Message):
     __slots__ = ("shard", "epoch")
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -108,41 +126,57 @@ class Step(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("shard", "epoch")
+    __slots__ = ("shard", "epoch", "gid", "joined")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FROM_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., **kwargs) -> None: ...
+    gid: int
+    joined: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., **kwargs) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("ready", "items", "next", "final", "clock_ms")
+    __slots__ = ("ready", "items", "next", "final", "clock_ms", "incarnation", "other_group")
     READY_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     items: _containers.RepeatedCompositeFieldContainer[Item]
     next: Cursor
     final: bool
     clock_ms: int
-    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ...) -> None: ...
+    incarnation: int
+    other_group: bool
+    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ...) -> None: ...
 
 class ServesRequest(_message.Message):
-    __slots__ = ("shard", "epoch")
+    __slots__ = ("shard", "epoch", "gid", "joined")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    GID_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    gid: int
+    joined: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class ServesReply(_message.Message):
-    __slots__ = ("yes",)
+    __slots__ = ("yes", "incarnation", "other_group")
     YES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
     yes: bool
-    def __init__(self, yes: bool = ...) -> None: ...
+    incarnation: int
+    other_group: bool
+    def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ...) -> None: ...
 
 class ViewRequest(_message.Message):
     __slots__ = ("id", "cursor", "close")
@@ -155,20 +189,22 @@ class ViewRequest(_message.Message):
     def __init__(self, id: _Optional[int] = ..., cursor: _Optional[bytes] = ..., close: bool = ...) -> None: ...
 
 class ViewReply(_message.Message):
-    __slots__ = ("id", "applied_index", "applied_term", "config_num", "clock_ms", "page")
+    __slots__ = ("id", "applied_index", "applied_term", "config_num", "clock_ms", "page", "incarnation")
     ID_FIELD_NUMBER: _ClassVar[int]
     APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     APPLIED_TERM_FIELD_NUMBER: _ClassVar[int]
     CONFIG_NUM_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     PAGE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     id: int
     applied_index: int
     applied_term: int
     config_num: int
     clock_ms: int
     page: bytes
-    def __init__(self, id: _Optional[int] = ..., applied_index: _Optional[int] = ..., applied_term: _Optional[int] = ..., config_num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., page: _Optional[bytes] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, id: _Optional[int] = ..., applied_index: _Optional[int] = ..., applied_term: _Optional[int] = ..., config_num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., page: _Optional[bytes] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class LogRequest(_message.Message):
     __slots__ = ("after", "wait_ms", "barrier")
@@ -193,16 +229,18 @@ class LoggedEntry(_message.Message):
     def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class LogReply(_message.Message):
-    __slots__ = ("entries", "base_index", "applied_index", "now_ms")
+    __slots__ = ("entries", "base_index", "applied_index", "now_ms", "incarnation")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     BASE_INDEX_FIELD_NUMBER: _ClassVar[int]
     APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LoggedEntry]
     base_index: int
     applied_index: int
     now_ms: int
-    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ...) -> None: ...
+    incarnation: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("entries",)

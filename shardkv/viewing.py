@@ -28,6 +28,7 @@ class _Open:
     view: View
     clock_ms: int
     config_num: int
+    incarnation: int
     timer: asyncio.TimerHandle
 
 
@@ -57,6 +58,7 @@ class Views:
             applied_term=applied.term,
             config_num=opened.config_num,
             clock_ms=opened.clock_ms,
+            incarnation=opened.incarnation,
             page=_page(opened.view, request.cursor),
         )
 
@@ -67,7 +69,7 @@ class Views:
         machine = self._machine
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._close, self._next)
         self._open[self._next] = _Open(
-            machine.engine.view(), machine.clock_ms, machine.ownership.config_num, timer
+            machine.engine.view(), machine.clock_ms, machine.ownership.config_num, machine.incarnation, timer
         )
         return self._next
 
@@ -103,7 +105,13 @@ async def read_log(replica: ReplicatedMachine, request: pb.LogRequest, now_ms: i
         await replica.next_turn()
     replica.check_running()
     log, applied = replica.core.log, replica.machine.applied.index
-    reply = pb.LogReply(base_index=log.base_index, applied_index=applied, now_ms=now_ms)
+    assert isinstance(replica.machine, ShardMachine)
+    reply = pb.LogReply(
+        base_index=log.base_index,
+        applied_index=applied,
+        now_ms=now_ms,
+        incarnation=replica.machine.incarnation,
+    )
     if log.base_index <= request.after < applied:
         for entry in log.slice(request.after + 1, applied + 1, LOG_BYTES):
             reply.entries.add(index=entry.index, term=entry.term, kind=entry.kind, data=entry.data)

@@ -118,14 +118,14 @@ def test_what_makes_no_sense_as_an_address_is_refused() -> None:
 
 @pytest.mark.quick
 def test_a_hand_over_under_way_goes_on_at_the_new_address() -> None:
-    ours = Ownership(1)
-    source, target = Group(2, ("old:1",)), Group(1, ("us:1",))
+    ours = Ownership(1, joins=(1, 1))
+    source, target = Group(2, ("old:1",), 1), Group(1, ("us:1",), 1)
     ours.learn(Change(1, joined=(source, target), moves=(Move(7, b"", b"", source, target),)))
     assert ours.addresses == ("us:1",)
     ours.changed.clear()
-    ours.learn(Change(2, readdressed=(Group(2, ("new:1",)),)))
-    assert ours.rows[7].peer == Group(2, ("new:1",)) and ours.changed == {7}
-    ours.learn(Change(3, readdressed=(Group(1, ("us:2",)),)))
+    ours.learn(Change(2, readdressed=(Group(2, ("new:1",), 1),)))
+    assert ours.rows[7].peer == Group(2, ("new:1",), 1) and ours.changed == {7}
+    ours.learn(Change(3, readdressed=(Group(1, ("us:2",), 1),)))
     assert ours.addresses == ("us:2",)
     ours.learn(Change(4, left=(1,)))
     assert ours.addresses == ()

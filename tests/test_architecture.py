@@ -29,6 +29,7 @@ PURE = {
     "raft/sessions.py",
     "raft/types.py",
     "raft/answers.py",
+    "shardctrler/claims.py",
     "shardctrler/planner.py",
     "shardctrler/rebalance.py",
     "shardctrler/shard_map.py",

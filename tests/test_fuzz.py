@@ -93,6 +93,7 @@ def machine() -> ShardMachine:
     for index, request in enumerate(requests, 1):
         controller.apply([Entry(index, 1, Kind.COMMAND, bytes(8) + request.SerializeToString())])
     learn = pb.Learn(changes=[change.SerializeToString() for change in controller.changes_since(0, 10)])
+    machine.ownership.claimed(2)
     machine.apply([Entry(1, 1, Kind.COMMAND, bytes(8) + b"\2" + learn.SerializeToString())])
     return machine
 
@@ -218,7 +219,8 @@ async def test_servers_answer_whatever_they_are_sent(world: World) -> None:
         "kv.transfer": [b"2", b"x", b""],
         "kv.view": [pb.ViewRequest(id=9, cursor=b"k").SerializeToString()],
         "kv.log": [pb.LogRequest(after=3).SerializeToString()],
-        "shard.pull": [pb.PullRequest(shard=1, epoch=1).SerializeToString()],
+        "shard.pull": [pb.PullRequest(shard=1, epoch=1, gid=1, joined=2).SerializeToString()],
+        "ctl.claim": [ctl.Claim(gid=1, incarnation=7, joined=2).SerializeToString()],
     }
     methods = [*sound, "kv.stale", "shard.serves", "ctl.query", "ctl.changes", "ctl.accounts", "no.such"]
     for process in (world.of(0)[0], world.of(1)[0]):

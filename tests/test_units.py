@@ -26,7 +26,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.engine import Batch, Engine, MemoryEngine
 from shardkv.frames import MalformedFrame, Status
 from shardkv.lending import Closing, Pace
-from shardkv.machine import ShardMachine
+from shardkv.machine import JOINS, ShardMachine
 from shardkv.ownership import JOURNAL, TRANSITIONS, Cursor, Drop, Event, Ownership, Row, State
 from shardkv.rocks import RocksEngine
 from shardkv.rows import cursor_to_pb, decode_row, encode_row
@@ -245,7 +245,13 @@ def learn(*changes: Change) -> bytes:
     return commands.learn([change_to_pb(change).SerializeToString() for change in changes])
 
 
-ONE, TWO = Group(1, ("a:1",)), Group(2, ("b:1",))
+def member(engine: MemoryEngine) -> ShardMachine:
+    """The machine of a group 1 that has claimed its join of configuration 1, and learnt nothing yet."""
+    engine.write([], {layout.JOINS: JOINS.pack(1, 1, 0)}, engine.applied)
+    return ShardMachine(1, engine)
+
+
+ONE, TWO = Group(1, ("a:1",), 1), Group(2, ("b:1",), 1)
 CREATED = Change(1, moves=(Move(1, b"", b"", None, ONE),))
 LOST = Change(2, moves=(Move(1, b"", b"", ONE, TWO),))
 
@@ -261,7 +267,7 @@ def test_replicas_agree_however_entries_are_batched() -> None:
     entries = [entry(n, command) for n, command in enumerate(history, 1)]
     states = []
     for most in (1, 2, 7, 1000):
-        machine = ShardMachine(1, MemoryEngine(SimDisk(Random(1)).open()))
+        machine = member(MemoryEngine(SimDisk(Random(1)).open()))
         replies, position = [], 0
         while position < len(entries):
             count = rng.randint(1, most)
@@ -276,7 +282,7 @@ def test_replicas_agree_however_entries_are_batched() -> None:
 @quick
 def test_a_refused_key_is_not_in_the_journal() -> None:
     """Found by simulation (seed 135): the next owner deleted what a stale clerk had asked for here."""
-    machine = ShardMachine(1, MemoryEngine(SimDisk(Random(1)).open()))
+    machine = member(MemoryEngine(SimDisk(Random(1)).open()))
     halves = Change(2, split=Split(1, b"m", 2, holder=1))
     lost = Change(3, moves=(Move(1, b"", b"m", ONE, TWO),))
     machine.apply([entry(1, learn(CREATED)), entry(2, learn(halves)), entry(3, learn(lost))])
@@ -290,7 +296,7 @@ def test_a_refused_key_is_not_in_the_journal() -> None:
 @quick
 def test_a_machine_reloaded_from_its_engine_goes_on_the_same() -> None:
     engine = MemoryEngine(SimDisk(Random(1)).open())
-    machine = ShardMachine(1, engine)
+    machine = member(engine)
     machine.apply([entry(1, learn(CREATED)), entry(2, write(1, frames.APPEND, b"k", b"x"))])
     again = ShardMachine(1, engine)
     assert again.ownership.rows == machine.ownership.rows and again.clock_ms == machine.clock_ms
@@ -320,7 +326,7 @@ def test_every_state_leads_to_every_other() -> None:
 
 @quick
 def test_a_shard_that_goes_and_comes_back_makes_two_hand_overs() -> None:
-    ownership = Ownership(1)
+    ownership = Ownership(1, joins=(1, 1))
     ownership.learn(CREATED)
     ownership.learn(LOST)
     ownership.learn(Change(3, moves=(Move(1, b"", b"", TWO, ONE),)))
@@ -335,7 +341,7 @@ def test_a_shard_that_goes_and_comes_back_makes_two_hand_overs() -> None:
 @quick
 def test_a_range_is_not_fetched_while_its_old_copy_is_frozen() -> None:
     """Lent whole, split on the way, one half comes back."""
-    ownership = Ownership(1)
+    ownership = Ownership(1, joins=(1, 1))
     ownership.learn(CREATED)
     ownership.learn(LOST)
     ownership.closed(1, 2)
@@ -354,7 +360,7 @@ def test_gains_of_one_range_wait_for_one_another_in_order() -> None:
     Shard 1 is lent whole and frozen; meanwhile the other group splits it, gives the right
     half, takes it back, merges, and gives the whole.
     """
-    ownership = Ownership(1)
+    ownership = Ownership(1, joins=(1, 1))
     ownership.learn(CREATED)
     ownership.learn(LOST)
     ownership.closed(1, 2)
@@ -377,7 +383,7 @@ def test_gains_of_one_range_wait_for_one_another_in_order() -> None:
 
 @quick
 def test_a_split_and_a_merge_wait_for_both_rows() -> None:
-    ownership = Ownership(2)
+    ownership = Ownership(2, joins=(1, 1))
     ownership.learn(Change(1, moves=(Move(1, b"", b"", ONE, TWO),)))
     ownership.learn(Change(2, split=Split(1, b"m", 2, holder=2)))
     ownership.learn(Change(3, merge=Merge(1, 2, holder=2)))
@@ -403,7 +409,7 @@ def test_a_move_ends_although_clients_write_faster_than_it_copies() -> None:
     requests = 0
     for position in range(0, 10**9, 10):
         row.journal = 1000 * pace.close_at + 20 * position
-        request = pb.PullRequest(shard=1, epoch=5)
+        request = pb.PullRequest(shard=1, epoch=5, gid=2, joined=1)
         getattr(request, "from").CopyFrom(cursor_to_pb(Cursor(JOURNAL, b"", position)))
         requests += 1
         if closing.is_due(row, request):

@@ -213,6 +213,11 @@ def config_json(config: Config) -> dict[str, object]:
             for shard in config.shards()
         ],
         "groups": {str(gid): list(group.addresses) for gid, group in sorted(config.groups.items())},
+        # Who claimed the group's place, and in which configuration it joined.
+        "incarnations": {
+            str(gid): f"{config.claims[gid]:016x}" for gid in sorted(config.groups) if gid in config.claims
+        },
+        "joined": {str(gid): group.joined for gid, group in sorted(config.groups.items())},
     }
 
 

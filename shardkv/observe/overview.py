@@ -81,6 +81,8 @@ def problems(overview: Overview) -> list[str]:
             found.append(f"{name} has no leader that answers")
         if any(status.get("read_only") for status in said.values()):
             found.append(f"{name} is READ-ONLY but for deletes: a quorum's disks are nearly full")
+        if replicas is not overview.controllers:
+            found += _wrong_incarnation(overview, name, said)
         newest = max((status["commit_index"] for status in said.values()), default=0)
         for address in replicas:
             if address not in said:
@@ -100,6 +102,20 @@ def problems(overview: Overview) -> list[str]:
                     f"for {row['stuck_seconds']:.0f} s: {row['why']}"
                 )
     return found
+
+
+def _wrong_incarnation(overview: Overview, name: str, said: Mapping[str, dict[str, Any]]) -> list[str]:
+    """A line if replicas of a group hold another state than the one that joined: it serves nothing."""
+    for status in said.values():
+        claimed = overview.config.claims.get(status["gid"], 0)
+        held = status.get("incarnation")
+        if claimed and held and held != f"{claimed:016x}":
+            return [
+                f"{name}: its replicas hold another incarnation ({held}) than the map knows ({claimed:016x}): "
+                "their disks were lost, and it serves nothing. Start it on the disks that it had, or let it leave; "
+                'docs/operations.md, "A group that lost all of its disks", says what becomes of its data'
+            ]
+    return []
 
 
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:

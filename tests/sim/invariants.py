@@ -37,6 +37,12 @@ class Invariants:
         self._config_num: dict[Gid, int] = {}
         self._configs: dict[int, bytes] = {}  # configuration number -> the map, as first seen
 
+    def forget(self, gid: Gid) -> None:
+        """All disks of a group are gone: what comes under its number is another group."""
+        for facts in (self._applied, self._commits, self._newest, self._served, self._config_num):
+            facts.pop(gid, None)  # type: ignore[attr-defined]
+        self._leaders = {(of, term): node for (of, term), node in self._leaders.items() if of != gid}
+
     def watch(self, gid: Gid, machine: ControllerMachine | ShardMachine) -> None:
         """State Machine Safety (Figure 3), and what rests on it."""
         apply = machine.apply

@@ -321,6 +321,16 @@ class World:
             await asyncio.sleep(0.1)
         raise TimeoutError(f"{process.address} did not get its place")
 
+    async def lose_group(self, gid: int) -> None:
+        """All disks of a group are gone at once, and it is started again on empty ones."""
+        for process in self.of(gid):
+            self.kill(process)
+            process.disk.wipe()
+        self.note(f"group {gid} has lost all of its disks")
+        self.invariants.forget(gid)
+        for process in self.of(gid):
+            await self.start(process)
+
     def start_soon(self, process: Process) -> None:
         self._spawn(self.start(process))
 
