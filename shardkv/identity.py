@@ -16,7 +16,7 @@ from raft.rpc import TcpDialer
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv.options import ProcessOptions
 
-FORMAT = 2
+FORMAT = 3  # 3: a group has an incarnation
 IDENTITY = "identity.json"
 LEARN_SECONDS = 30.0
 
