@@ -81,8 +81,6 @@ def problems(overview: Overview) -> list[str]:
             found.append(f"{name} has no leader that answers")
         if any(status.get("read_only") for status in said.values()):
             found.append(f"{name} is READ-ONLY but for deletes: a quorum's disks are nearly full")
-        if replicas is not overview.controllers:
-            found += _wrong_incarnation(overview, name, said)
         newest = max((status["commit_index"] for status in said.values()), default=0)
         for address in replicas:
             if address not in said:
@@ -95,6 +93,7 @@ def problems(overview: Overview) -> list[str]:
             if newest - status["applied_index"] > LAGGING_ENTRIES:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):
+        found += _wrong_incarnation(overview, gid)
         for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items():
             if row.get("stuck_seconds"):
                 found.append(
@@ -104,14 +103,14 @@ def problems(overview: Overview) -> list[str]:
     return found
 
 
-def _wrong_incarnation(overview: Overview, name: str, said: Mapping[str, dict[str, Any]]) -> list[str]:
+def _wrong_incarnation(overview: Overview, gid: Gid) -> list[str]:
     """A line if replicas of a group hold another state than the one that joined: it serves nothing."""
-    for status in said.values():
-        claimed = overview.config.claims.get(status["gid"], 0)
-        held = status.get("incarnation")
+    claimed = overview.config.claims.get(gid, 0)
+    for status in overview.groups[gid].values():
+        held = status and status.get("incarnation")
         if claimed and held and held != f"{claimed:016x}":
             return [
-                f"{name}: its replicas hold another incarnation ({held}) than the map knows ({claimed:016x}): "
+                f"group {gid}: its replicas hold another incarnation ({held}) than the map knows ({claimed:016x}): "
                 "their disks were lost, and it serves nothing. Start it on the disks that it had, or let it leave; "
                 'docs/operations.md, "A group that lost all of its disks", says what becomes of its data'
             ]
