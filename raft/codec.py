@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from raft import messages as m
 from raft import raft_pb2 as pb
-from raft.quorum import Membership
+from raft.bounds import flaw
 from raft.types import Entry, Kind
 
 PROTOCOL_VERSION = 1
@@ -62,7 +62,12 @@ def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Enve
             f"mail for cluster {mail.cluster!r} group {mail.group}, this is {cluster!r} group {group}"
         )
     disks = mail.incarnation, mail.to_incarnation
-    return mail.address, [_envelope(envelope, *disks) for envelope in mail.envelopes]
+    envelopes = [_envelope(envelope, *disks) for envelope in mail.envelopes]
+    for envelope in envelopes:
+        why = flaw(envelope)
+        if why is not None:
+            raise MalformedMail(f"from replica {envelope.sender} at {mail.address}: {why}")
+    return mail.address, envelopes
 
 
 def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
@@ -180,17 +185,7 @@ def _message(envelope: pb.Envelope) -> m.Message:
 
 
 def _entries(append: pb.AppendEntries) -> tuple[Entry, ...]:
-    """The entries, which must follow one another: the core's log asserts it, the border checks it."""
     try:
-        entries = tuple(Entry(e.index, e.term, Kind(e.kind), e.data) for e in append.entries)
+        return tuple(Entry(e.index, e.term, Kind(e.kind), e.data) for e in append.entries)
     except ValueError as error:
         raise MalformedMail(f"an entry of unknown kind: {error}") from None
-    for offset, entry in enumerate(entries):
-        if entry.index != append.prev_log_index + 1 + offset:
-            raise MalformedMail("entries that do not follow one another")
-        if entry.kind is Kind.MEMBERSHIP:
-            try:
-                Membership.decode(entry.data)
-            except (ValueError, AssertionError) as error:
-                raise MalformedMail(f"entry {entry.index}: {error}") from None
-    return entries

@@ -17,6 +17,7 @@ from __future__ import annotations
 from random import Random
 from typing import assert_never
 
+from raft.border import check
 from raft.errors import Busy, NotLeader, Transferring
 from raft.log import Log
 from raft.membership import Memberships, first_step
@@ -62,6 +63,7 @@ class Raft:
         self.options = options
         self.term: Term = hard_state.term
         self.voted_for: NodeId = hard_state.voted_for
+        self.term_leader: NodeId = NOBODY  # who was first heard to lead this term; kept while the term lasts
         self.commit_index: Index = applied_index
         self.handed_index: Index = applied_index  # last entry given out in Ready.committed
         self.role: Role = Follower()
@@ -220,6 +222,7 @@ class Raft:
         if isinstance(self.role, Leader) and peer in self.role.progress:
             progress = self.role.progress[peer]
             if progress.mode is Mode.SNAPSHOT:
+                assert index <= self.log.last_index, "a follower ahead of its leader"
                 progress.matched(index)
                 progress.become_probe()
 
@@ -239,9 +242,13 @@ class Raft:
                 pass
 
     def step(self, envelope: Envelope) -> None:
-        """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message."""
+        """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message.
+
+        Raises PeerFault for a message that no sound peer sends; then nothing changed.
+        """
         # Also from replicas that are not in our membership: it may be ours that is old (thesis §4.1).
         if envelope.to == self.id and envelope.sender != self.id:
+            check(self, envelope)
             self._deliver(envelope)
 
     def _deliver(self, envelope: Envelope) -> None:
@@ -279,7 +286,7 @@ class Raft:
                 self._on_read_index_reply(sender, message)
             case TimeoutNow():
                 # The leader wants us to lead; no pre-vote, for the others still hear from it.
-                if isinstance(self.role, Follower):
+                if isinstance(self.role, Follower) and self.term_leader in (NOBODY, sender):
                     self._campaign(pre=False, transfer=True)
             case _ as never:
                 assert_never(never)
@@ -371,8 +378,9 @@ class Raft:
         self._timeout = self._draw_timeout()
 
     def _become_follower(self, term: Term, leader: NodeId = NOBODY) -> None:
+        assert term >= self.term, "terms only rise"
         if term > self.term:
-            self.term, self.voted_for = term, NOBODY
+            self.term, self.voted_for, self.term_leader = term, NOBODY, NOBODY
         self._fail_reads()
         self.role = Follower(leader)
         self._reset_timer()
@@ -389,7 +397,7 @@ class Raft:
         if pre:
             self._on_vote(self.id, ballot)  # a pre-vote promises nothing, so it needs no disk
         else:
-            self.term, self.voted_for = asked, self.id
+            self.term, self.voted_for, self.term_leader = asked, self.id, NOBODY
             self._promise(self.id, ballot)  # our own vote counts once it is durable
         if not isinstance(self.role, Candidate) or self.role.pre != pre:
             return  # a group of one: the pre-vote was won on the spot
@@ -417,6 +425,8 @@ class Raft:
     def _on_vote(self, sender: NodeId, message: RequestVoteReply) -> None:
         if not isinstance(self.role, Candidate) or self.role.pre != message.pre:
             return  # an answer to a round that is over
+        if not self.membership.is_voter(sender):
+            return  # nobody asked it
         self.role.votes[sender] = message.granted
         match tally(self.membership, self.role.votes):
             case Vote.WON if message.pre:
@@ -434,6 +444,7 @@ class Raft:
             term_start=self.log.last_index + 1,
         )
         self.role = leader
+        self.term_leader = self.id
         self._elapsed = 0
         self._heartbeat_elapsed = 0
         # Entries of older terms commit with this one, never by counting (§5.4.2, §8).
@@ -508,7 +519,9 @@ class Raft:
 
     def _hear_leader(self, sender: NodeId) -> None:
         """Word from the leader of our term: follow it, and start the clock anew."""
-        assert not isinstance(self.role, Leader), f"two leaders in term {self.term}"
+        assert self.term_leader in (NOBODY, sender), f"two leaders in term {self.term}: the border lets none in"
+        assert not isinstance(self.role, Leader)
+        self.term_leader = sender
         if isinstance(self.role, Candidate) or self.role.leader != sender:
             self._become_follower(self.term, sender)
         else:
@@ -538,6 +551,7 @@ class Raft:
                 break
         match_index = prev_index + len(entries)
         self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
+        assert self.commit_index <= self.log.last_index, "committed is what is in the log"
         if message.entries and match_index > self.log.durable_index:
             self._promise(sender, AppendReply(True, match_index, message.read_seq, low=self.low))
         else:
@@ -563,6 +577,7 @@ class Raft:
             back_up(peer, self.log, message)
 
     def _on_match(self, leader: Leader, sender: NodeId, peer: Progress, match_index: Index) -> None:
+        assert match_index <= self.log.last_index, "a follower ahead of its leader"
         news = peer.matched(match_index)
         goal = peer.snapshot_index if peer.mode is Mode.SNAPSHOT else peer.probe_end
         if peer.mode is not Mode.REPLICATE and peer.match_index >= min(goal, self.log.last_index):

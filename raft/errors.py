@@ -8,6 +8,7 @@ RaftError
 ├── Lost                another leader's entry took the slot; it will never be applied
 ├── OutcomeUnknown      leadership was lost with the entry in flight: it may or may not apply
 └── Stopped             this replica has stopped, by order or by a fault
+PeerFault               a peer's message contradicts what is known for sure: it is refused, and changes nothing
 StorageError
 ├── CorruptLog          damage before the tail of the log: names file and offset
 ├── DamagedState        damage in the state machine's files; the log is whole: names the file
@@ -52,6 +53,14 @@ class OutcomeUnknown(RaftError):
 
 class Stopped(RaftError):
     """The replica has stopped and answers nothing more."""
+
+
+class PeerFault(Exception):
+    """A message that no sound peer sends. It is refused, and nothing changed (`border.py`)."""
+
+    def __init__(self, sender: int, why: str) -> None:
+        super().__init__(f"replica {sender} {why}")
+        self.sender = sender
 
 
 class StorageError(Exception):

@@ -7,11 +7,11 @@ This is the only file that knows what a quorum is. A membership may be *joint*
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from raft.types import Index, NodeId
+from raft.types import MAX_NODE, Index, NodeId
 
 
 class Vote(Enum):
@@ -88,13 +88,13 @@ class Membership:
             if not all(0 < disk < 1 << 64 for disk in disks.values()):
                 raise ValueError("an incarnation has 64 bits")
             return cls(
-                frozenset(fields["voters"]),
-                frozenset(fields["outgoing"]),
-                frozenset(fields["learners"]),
+                _nodes(fields["voters"]),
+                _nodes(fields["outgoing"]),
+                _nodes(fields["learners"]),
                 {int(node): str(address) for node, address in fields["addresses"].items()},
                 disks,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
             raise ValueError(f"not a membership: {error!r}") from None
 
     def everyone(self) -> list[NodeId]:
@@ -112,6 +112,14 @@ class Membership:
 def in_hex(incarnation: int) -> str:
     """An incarnation as people and JSON write it."""
     return f"{incarnation:016x}"
+
+
+def _nodes(numbers: Iterable[object]) -> frozenset[NodeId]:
+    """Raises ValueError for what cannot be the numbers of replicas."""
+    for number in numbers:
+        if type(number) is not int or not 0 < number <= MAX_NODE:
+            raise ValueError(f"not a membership: {number!r} is no replica's number")
+    return frozenset(numbers)  # type: ignore[arg-type]  # looked at above
 
 
 def majority(count: int) -> int:

@@ -15,6 +15,7 @@ NodeId = int
 """A replica's number within its Raft group, from 1. 0 means "nobody"."""
 
 NOBODY: NodeId = 0
+MAX_NODE: NodeId = (1 << 32) - 1
 
 
 class Kind(IntEnum):

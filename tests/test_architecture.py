@@ -15,6 +15,8 @@ FILES = sorted(
 
 # A pure file computes, and asks nobody: no clock, disk, network, chance or framework.
 PURE = {
+    "raft/border.py",
+    "raft/bounds.py",
     "raft/core.py",
     "raft/errors.py",
     "raft/log.py",
