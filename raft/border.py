@@ -74,7 +74,9 @@ def _check_reply(core: Raft, leader: Leader, sender: NodeId, reply: AppendReply)
     """A follower's log cannot be ahead of its leader's, nor can it confirm or refuse what was never sent."""
     last = core.log.last_index
     if reply.match_index > last:
-        raise PeerFault(sender, f"says that it stores entry {reply.match_index}; the leader's log ends at {last}")
+        raise PeerFault(
+            sender, f"says that it stores entry {reply.match_index}; the leader's log ends at {last}"
+        )
     if reply.rejected_index > last:
         raise PeerFault(sender, f"rejects entry {reply.rejected_index}; the leader's log ends at {last}")
     if reply.read_seq > leader.reads.seq:
