@@ -14,13 +14,20 @@ from google.protobuf.message import DecodeError
 from raft import messages as m
 from raft import raft_pb2 as pb
 from raft.bounds import flaw
-from raft.types import Entry, Kind
+from raft.types import NOBODY, Entry, Kind, NodeId
 
 PROTOCOL_VERSION = 1
 
 
 class MalformedMail(Exception):
-    """Bytes that are no mail for this replica: damaged, of another version, cluster or group."""
+    """Bytes that are no mail for this replica: damaged, of another version, cluster or group.
+
+    `sender` is the replica that the mail says it is from; 0 where it does not say.
+    """
+
+    def __init__(self, why: str, sender: NodeId = NOBODY) -> None:
+        super().__init__(why)
+        self.sender = sender
 
 
 def encode_mail(
@@ -66,7 +73,7 @@ def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Enve
     for envelope in envelopes:
         why = flaw(envelope)
         if why is not None:
-            raise MalformedMail(f"from replica {envelope.sender} at {mail.address}: {why}")
+            raise MalformedMail(f"replica {envelope.sender} at {mail.address[:64]}: {why}", envelope.sender)
     return mail.address, envelopes
 
 

@@ -14,21 +14,25 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from raft.core import Raft
 from raft.doors import Transport
-from raft.errors import Stopped
+from raft.errors import PeerFault, RaftError, Stopped
 from raft.messages import AppendEntries, Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.quorum import Membership
 from raft.ready import Options, Ready, Write
+from raft.refusals import Refusals
 from raft.room import Room
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
 from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
 from raft.wal import Wal
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Node:
         self.room = Room.PLENTY
         self.free_bytes = 0  # on the disk; 0 where nobody looks
         self.leader_changes = 0
+        self.refusals = Refusals()
         self._last_leader: NodeId = 0
 
     @property
@@ -142,41 +147,39 @@ class Node:
 
     def receive(self, envelopes: Iterable[Envelope]) -> None:
         """Messages from other replicas."""
-        if not self.stopped:
-            for envelope in envelopes if self.room is not Room.FULL else _without_load(envelopes):
-                self.core.step(envelope)
-            self._changed()
+        for envelope in envelopes if self.room is not Room.FULL else _without_load(envelopes):
+            if self.stopped:
+                return
+            with suppress(Stopped):  # the fault is told where faults are: to the host and to `on_fault`
+                try:
+                    self._tell(self.core.step, envelope, refusals=(PeerFault,))
+                except PeerFault as fault:
+                    self.mail_refused(fault.sender, str(fault))
+
+    def mail_refused(self, sender: NodeId, why: str) -> None:
+        """A message was refused at the border. One that is damaged beyond its address has sender 0."""
+        self.refusals.note(sender, why, self._loop.time())
 
     def propose(self, data: bytes) -> tuple[Index, Term]:
         """See `Raft.propose`."""
-        self._check_running()
-        slot = self.core.propose(data)
-        self._changed()
-        return slot
+        return self._tell(self.core.propose, data)
 
     def read(self, ticket: int) -> None:
         """See `Raft.read`; the host hears `reads_released` or `reads_failed`."""
-        self._check_running()
-        self.core.read(ticket, self._loop.time())
-        self._changed()
+        self._tell(self.core.read, ticket, self._loop.time())
 
     def change_membership(self, target: Membership) -> tuple[Index, Term]:
         """See `Raft.change_membership`."""
-        self._check_running()
-        slot = self.core.change_membership(target)
-        self._changed()
-        return slot
+        return self._tell(self.core.change_membership, target, refusals=(RaftError, ValueError))
 
     def transfer(self, to: NodeId) -> None:
         """See `Raft.transfer`."""
-        self._check_running()
-        self.core.transfer(to)
-        self._changed()
+        self._tell(self.core.transfer, to, refusals=(RaftError, ValueError))
 
     def unreachable(self, peer: NodeId) -> None:
-        if not self.stopped:
-            self.core.unreachable(peer)
-            self._changed()
+        """The connection to `peer` broke, or cannot be made."""
+        with suppress(Stopped):
+            self._tell(self.core.unreachable, peer)
 
     def note_room(self, room: Room, free_bytes: int) -> None:
         """See `room.py`."""
@@ -185,12 +188,28 @@ class Node:
 
     def compact(self, index: Index) -> None:
         """The state machine is durable up to `index`: drop the log below, here and on disk."""
-        self.core.compact(index)
+        self._tell(self.core.compact, index)
         self._jobs.put_nowait(_NewBase(self.core.log.base_index, self.core.log.base_term))
 
-    def _check_running(self) -> None:
+    def _tell(
+        self, fact: Callable[..., T], *arguments: Any, refusals: tuple[type[Exception], ...] = (RaftError,)
+    ) -> T:
+        """The one way into the core. Any exception that is not a refusal is a fault: the replica stops.
+
+        A core that an assertion left half changed must not promise anything more. Raises the
+        refusals, and Stopped.
+        """
         if self.stopped:
             raise Stopped("this replica has stopped")
+        try:
+            result = fact(*arguments)
+        except refusals:
+            raise
+        except Exception as error:
+            self.fail(error)
+            raise Stopped(f"this replica has stopped: {error!r}") from error
+        self._changed()
+        return result
 
     # ---- work
 
@@ -273,8 +292,7 @@ class Node:
         # for, so a replica that wakes up waits a whole timeout before it campaigns.
         while True:
             await asyncio.sleep(self._options.tick_seconds)
-            self.core.tick(self._loop.time())
-            self._changed()
+            self._tell(self.core.tick, self._loop.time())
 
     async def _write_forever(self) -> None:
         """Group commit: what queued up during one sync shares the next."""
@@ -303,11 +321,10 @@ class Node:
         await self._wal.append(hard_states[-1] if hard_states else None, entries)
         promises: list[Envelope] = []
         for write in writes:
-            self.core.written(write)
+            self._tell(self.core.written, write)
             promises += [promise for promise in write.promises if promise.to != self.core.id]
         if promises:
             self._transport.send(promises)
-        self._changed()
 
     # ---- snapshots
 
@@ -336,8 +353,7 @@ class Node:
             index = await self._senders[peer].run()
         finally:
             self._senders.pop(peer, None)
-        self.core.snapshot_reported(peer, index)
-        self._changed()
+        self._tell(self.core.snapshot_reported, peer, index)
 
     async def _receive_chunks_forever(self) -> None:
         while True:
@@ -350,9 +366,8 @@ class Node:
         """The state machine first, then the log: a crash between the two restarts from the former."""
         self._serve_deferred()  # it is older than the snapshot
         membership = self._host.install(meta, sink)
-        if self.core.restore(meta.index, meta.term, membership):
+        if self._tell(self.core.restore, meta.index, meta.term, membership):
             self._jobs.put_nowait(_NewBase(meta.index, meta.term))
-        self._changed()
 
 
 def _without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:

@@ -39,6 +39,7 @@ class TcpTransport:
         self._incarnation = incarnation  # of our disk
         self._incarnations: Mapping[NodeId, int] = {}  # of the others', as the log knows them
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
+        self.on_refused: Callable[[NodeId, str], None] = lambda sender, why: log.warning("refused: %s", why)
         self._connections: dict[NodeId, Connection] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._connect(peers)
@@ -83,11 +84,11 @@ class TcpTransport:
                 self._connections[node].post(MAIL, packed)
 
     def unpack(self, payload: bytes) -> list[Envelope]:
-        """Mail that came for this replica; what is not for it is refused, logged and dropped."""
+        """Mail that came for this replica; what is not for it is refused, and `on_refused` hears why."""
         try:
             address, envelopes = decode_mail(self._cluster, self._group, payload)
         except MalformedMail as error:
-            log.warning("refused raft mail: %s", error)
+            self.on_refused(error.sender, str(error))
             return []
         for envelope in envelopes:
             # It joined the group after our last news of it; how else could we answer?

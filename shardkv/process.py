@@ -115,6 +115,7 @@ async def serve(options: ProcessOptions) -> None:
             options.rsm,
         )
         transport.on_unreachable = replica.node.unreachable
+        transport.on_refused = replica.node.mail_refused
         if isinstance(machine, ShardMachine):
             # Background work of the engine may find damage on a thread of its own.
             loop = asyncio.get_running_loop()

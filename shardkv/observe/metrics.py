@@ -170,6 +170,13 @@ def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:
         "raft_waiting_reads", "Read rounds that wait for an index, or to be applied", replica.waiting_reads
     )
     yield _gauge("raft_snapshots_sending", "Snapshots being streamed to others", node.snapshots_sending)
+    refused = {str(sender): float(count) for sender, count in sorted(node.refusals.by_sender.items())}
+    yield _by(
+        "raft_mail_refused",
+        "Messages refused since the start, by their sender (0: not told)",
+        "replica",
+        refused,
+    )
     members = {kind: float(len(nodes)) for kind, nodes in replica.members.items()}
     yield _by("raft_members", "Replicas of the group", "kind", members)
     if isinstance(core.role, Leader):

@@ -68,6 +68,7 @@ class Invariants:
     def turned(self, gid: Gid, replica: ReplicatedMachine) -> None:
         """Election Safety and Leader Completeness (Figure 3); and what a replica has applied stays applied."""
         core = replica.core
+        assert not replica.node.refusals.by_sender, f"group {gid}: the border refused what a sound peer sent"
         applied = replica.machine.applied.index
         assert applied >= self._highest.get(replica, 0), f"replica {core.id} of group {gid} was rolled back"
         self._highest[replica] = applied

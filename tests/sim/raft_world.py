@@ -221,6 +221,7 @@ class RaftWorld:
     def check(self, replica: ReplicatedMachine) -> None:
         core = replica.core
         core.check()
+        assert not replica.node.refusals.by_sender, "the border refused what a sound peer sent"
         if core.is_leader:  # Election Safety
             leader = self.leaders.setdefault(core.term, core.id)
             assert leader == core.id, f"{leader} and {core.id} both led term {core.term}"
