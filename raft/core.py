@@ -36,10 +36,10 @@ from raft.messages import (
 )
 from raft.progress import Mode, Progress
 from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
-from raft.reads import Ticket, lease_start
+from raft.reads import Ticket
 from raft.ready import Options, Ready, Write
 from raft.replication import back_up, entries_for, heartbeat_for
-from raft.roles import Candidate, Follower, Leader, Role
+from raft.roles import Candidate, Follower, Leader, Role, lease_holds, waiting_reads
 from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
 
 
@@ -642,11 +642,7 @@ class Raft:
             self._ask_read_index(self.role)
 
     def _lease_holds(self, leader: Leader) -> bool:
-        lease = self.options.lease_seconds
-        if lease <= 0 or leader.lease_forfeited:
-            return False
-        confirmed = {node: peer.confirmed_at for node, peer in leader.progress.items()}
-        return self._now < lease_start(self.membership, confirmed | {self.id: self._now}) + lease
+        return lease_holds(leader, self.id, self.membership, self._now, self.options.lease_seconds)
 
     def _confirm_reads(self, leader: Leader) -> None:
         reads = leader.reads
@@ -666,13 +662,7 @@ class Raft:
 
     def _fail_reads(self) -> None:
         """The role ends: reads that wait in it are answered nowhere."""
-        match self.role:
-            case Leader(reads=reads):
-                tickets = reads.out + reads.waiting
-            case Follower(reads=reads):
-                tickets = reads.everything()
-            case _:
-                tickets = []
+        tickets = waiting_reads(self.role)
         self._failed_reads.extend(ticket.number for ticket in tickets if ticket.asker == NOBODY)
 
     # ---- work

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from raft.progress import Progress
-from raft.reads import FollowerReads, LeaderReads
+from raft.quorum import Membership
+from raft.reads import FollowerReads, LeaderReads, Ticket, lease_start
 from raft.types import NOBODY, Index, NodeId
 
 
@@ -36,3 +38,25 @@ class Leader:
 
 
 Role = Follower | Candidate | Leader
+
+
+def waiting_reads(role: Role) -> list[Ticket]:
+    """The reads that wait in this role, for a round or for the leader's answer."""
+    match role:
+        case Leader(reads=leader_reads):
+            return leader_reads.out + leader_reads.waiting
+        case Follower(reads=reads):
+            return reads.everything()
+        case Candidate():
+            return []
+        case _ as never:
+            assert_never(never)
+
+
+def lease_holds(leader: Leader, id: NodeId, membership: Membership, now: float, seconds: float) -> bool:
+    """Whether nobody else can lead now: a quorum confirmed a round that was sent less than `seconds` ago."""
+    if seconds <= 0 or leader.lease_forfeited:
+        return False
+    confirmed_at = {node: peer.confirmed_at for node, peer in leader.progress.items()} | {id: now}
+    start = lease_start(membership, confirmed_at)
+    return 0 < start and now < start + seconds  # 0: some majority has confirmed nothing yet

@@ -15,12 +15,29 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raft import wal
 from raft.answers import Code, parse
 from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.errors import StorageError
+from raft.core import Raft
+from raft.errors import PeerFault, RaftError, StorageError
 from raft.gate import Caller
-from raft.messages import AppendEntries, Envelope, RequestVote
+from raft.log import Log
+from raft.membership import Memberships
+from raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Envelope,
+    InstallSnapshot,
+    InstallSnapshotReply,
+    Message,
+    ReadIndex,
+    ReadIndexReply,
+    RequestVote,
+    RequestVoteReply,
+    TimeoutNow,
+)
 from raft.quorum import Membership
+from raft.ready import Options
 from raft.rpc import CALL, RECORD, MalformedStream, Parser, pack_hello
 from raft.types import Entry, HardState, Kind
 from raft.wal import Recovered, Wal, open_wal
@@ -298,3 +315,114 @@ def test_the_sound_frames_are_taken(machine: ShardMachine) -> None:
     assert [section.status for section in frames.unpack_reply(reply)[1]] == [frames.SectionStatus.OK] * 2
     (first, _) = frames.unpack_reply(read_frame(machine, READS))[1]
     assert first.values[0] == b"value"
+
+
+# ---- mail of a peer that says anything
+
+SMALL = st.integers(0, 6)
+NUMBERS = st.one_of(SMALL, st.sampled_from([1 << 40, (1 << 62) - 1, 1 << 62, (1 << 64) - 1]))
+
+
+@st.composite
+def entries_after(draw: st.DrawFn, prev_index: int) -> tuple[Entry, ...]:
+    kinds = draw(st.lists(st.sampled_from(list(Kind)), max_size=4))
+    terms = [draw(SMALL) for _ in kinds]
+    if draw(st.booleans()):
+        terms.sort()
+    others = Membership(draw(st.frozensets(st.integers(1, 5), min_size=1)))
+    data = {Kind.NOOP: b"", Kind.COMMAND: b"x", Kind.MEMBERSHIP: others.encode()}
+    return tuple(Entry(prev_index + n, terms[n - 1], kind, data[kind]) for n, kind in enumerate(kinds, 1))
+
+
+@st.composite
+def any_message(draw: st.DrawFn) -> Message:
+    number = lambda: draw(NUMBERS)  # noqa: E731
+    flag = lambda: draw(st.booleans())  # noqa: E731
+    match draw(st.integers(0, 8)):
+        case 0:
+            prev = draw(SMALL)
+            return AppendEntries(prev, draw(SMALL), draw(entries_after(prev)), number(), number())
+        case 1:
+            few = [number() if draw(st.integers(0, 3)) == 0 else 0 for _ in range(4)]  # a sound reply has few
+            return AppendReply(flag(), number(), *few, flag())
+        case 2:
+            return RequestVote(flag(), number(), number(), flag())
+        case 3:
+            return RequestVoteReply(flag(), flag())
+        case 4:
+            return InstallSnapshot(number(), number(), number(), number(), b"abc", 0)
+        case 5:
+            return InstallSnapshotReply(number(), number(), number(), flag())
+        case 6:
+            return ReadIndex(number())
+        case 7:
+            return ReadIndexReply(number(), number())
+        case _:
+            return TimeoutNow()
+
+
+def any_mail(sender: int) -> st.SearchStrategy[Envelope]:
+    near = st.builds(Envelope, st.just(sender), st.just(1), SMALL, any_message())
+    far = st.builds(Envelope, st.just(sender), NUMBERS, NUMBERS, any_message())
+    return st.one_of(near, near, near, far)
+
+
+def carry_out(raft: Raft) -> None:
+    """An instant disk, which must be able to hold what it is given."""
+    while True:
+        ready = raft.ready(0.0)
+        for envelope in ready.messages:
+            encode_mail("c", 1, "a:1", [envelope])
+        if ready.write is None:
+            return
+        if ready.write.hard_state is not None:
+            wal.HARD_STATE.pack(1, ready.write.hard_state.term, ready.write.hard_state.voted_for)
+        for entry in ready.write.entries:
+            wal.ENTRY.pack(1, entry.index, entry.term, entry.kind, len(entry.data))
+        encode_mail("c", 1, "a:1", ready.write.promises)
+        raft.written(ready.write)
+
+
+@pytest.mark.quick
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    leads=st.booleans(),
+    mail=st.lists(st.one_of(any_mail(3), st.just("tick"), st.just("propose"), st.just("read")), max_size=25),
+)
+def test_no_mail_of_one_peer_stops_a_replica_or_changes_what_is_committed(
+    leads: bool, mail: list[Envelope | str]
+) -> None:
+    """It is dropped by the codec, refused by the border, or lived with; never more."""
+    raft = Raft(
+        1, Memberships(0, Membership(frozenset({1, 2, 3}))), Log(), HardState(), 0, Random(1), Options(3, 1)
+    )
+    if leads:
+        raft.step(Envelope(2, 1, 0, TimeoutNow()))
+        carry_out(raft)
+        raft.step(Envelope(2, 1, 1, RequestVoteReply(False, True)))
+        raft.propose(b"1")
+        carry_out(raft)
+        raft.step(Envelope(2, 1, 1, AppendReply(True, 2, 0)))
+        assert raft.is_leader and raft.commit_index == 2
+    else:
+        entries = (Entry(1, 1, Kind.NOOP, b""), Entry(2, 1, Kind.COMMAND, b"1"))
+        raft.step(Envelope(2, 1, 1, AppendEntries(0, 0, entries, 2, 0)))
+    carry_out(raft)
+    committed = raft.log.slice(1, raft.commit_index + 1, 1 << 30)
+    for number, item in enumerate(mail):
+        try:
+            if item == "tick":
+                raft.tick(number / 20)
+            elif item == "propose":
+                raft.propose(b"p")
+            elif item == "read":
+                raft.read(number, number / 20)
+            else:
+                for envelope in decode_mail("c", 1, encode_mail("c", 1, "a:1", [item]))[1]:
+                    raft.step(envelope)
+        except (MalformedMail, PeerFault, RaftError, ValueError):
+            pass
+        carry_out(raft)
+        raft.check()
+        assert raft.log.slice(1, raft.commit_index + 1, 1 << 30)[: len(committed)] == committed
+        committed = raft.log.slice(1, raft.commit_index + 1, 1 << 30)
