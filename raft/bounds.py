@@ -34,6 +34,7 @@ def flaw(envelope: Envelope) -> str | None:
     if envelope.term > MAX_NUMBER:
         return f"term {envelope.term} is out of bounds"
     message, term = envelope.message, envelope.term
+    numbers: tuple[int, ...] = ()
     match message:
         case AppendEntries():
             return _append_flaw(message, term)
@@ -60,7 +61,7 @@ def flaw(envelope: Envelope) -> str | None:
         case ReadIndexReply():
             numbers = (message.seq, message.index)
         case RequestVoteReply() | TimeoutNow():
-            numbers = ()
+            pass
         case _ as never:
             assert_never(never)
     if any(number > MAX_NUMBER for number in numbers):

@@ -242,10 +242,7 @@ class Raft:
                 pass
 
     def step(self, envelope: Envelope) -> None:
-        """A message came. The term rule first (Figure 2, "Rules for Servers"), then the message.
-
-        Raises PeerFault for a message that no sound peer sends; then nothing changed.
-        """
+        """A message came: the term rule first (Figure 2). Raises PeerFault; then nothing changed."""
         # Also from replicas that are not in our membership: it may be ours that is old (thesis §4.1).
         if envelope.to == self.id and envelope.sender != self.id:
             check(self, envelope)
@@ -425,9 +422,8 @@ class Raft:
     def _on_vote(self, sender: NodeId, message: RequestVoteReply) -> None:
         if not isinstance(self.role, Candidate) or self.role.pre != message.pre:
             return  # an answer to a round that is over
-        if not self.membership.is_voter(sender):
-            return  # nobody asked it
-        self.role.votes[sender] = message.granted
+        if self.membership.is_voter(sender):  # else nobody asked it
+            self.role.votes[sender] = message.granted
         match tally(self.membership, self.role.votes):
             case Vote.WON if message.pre:
                 self._campaign(pre=False)
@@ -519,8 +515,9 @@ class Raft:
 
     def _hear_leader(self, sender: NodeId) -> None:
         """Word from the leader of our term: follow it, and start the clock anew."""
-        assert self.term_leader in (NOBODY, sender), f"two leaders in term {self.term}: the border lets none in"
-        assert not isinstance(self.role, Leader)
+        assert self.term_leader in (NOBODY, sender) and not isinstance(self.role, Leader), (
+            "two leaders in a term"
+        )
         self.term_leader = sender
         if isinstance(self.role, Candidate) or self.role.leader != sender:
             self._become_follower(self.term, sender)
@@ -702,4 +699,3 @@ class Raft:
             assert self.role.uncommitted_bytes >= 0
             for peer in self.role.progress.values():
                 peer.check()
-                assert peer.match_index <= self.log.last_index, "a follower ahead of its leader"

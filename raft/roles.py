@@ -59,4 +59,4 @@ def lease_holds(leader: Leader, id: NodeId, membership: Membership, now: float, 
         return False
     confirmed_at = {node: peer.confirmed_at for node, peer in leader.progress.items()} | {id: now}
     start = lease_start(membership, confirmed_at)
-    return 0 < start and now < start + seconds  # 0: some majority has confirmed nothing yet
+    return start > 0 and now < start + seconds  # 0: some majority has confirmed nothing yet
