@@ -310,8 +310,7 @@ class Raft:
         self._snapshot_mail.clear()
         return ready
 
-    def has_more_to_apply(self) -> bool:
-        """Whether `ready` stopped at `max_apply_bytes`."""
+    def has_more_to_apply(self) -> bool:  # `ready` stopped at `max_apply_bytes`
         return self.handed_index < min(self.commit_index, self.log.durable_index)
 
     # ---- the term rule
@@ -659,8 +658,7 @@ class Raft:
 
     def _fail_reads(self) -> None:
         """The role ends: reads that wait in it are answered nowhere."""
-        tickets = waiting_reads(self.role)
-        self._failed_reads.extend(ticket.number for ticket in tickets if ticket.asker == NOBODY)
+        self._failed_reads += [read.number for read in waiting_reads(self.role) if read.asker == NOBODY]
 
     # ---- work
 
