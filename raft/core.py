@@ -8,7 +8,7 @@ the paper's (Figure 2); comments cite it where the obvious code would be wrong.
 Rules for the driver:
   - carry out a `Ready` in full; messages in it may leave at once,
   - a `Write` goes to disk in the order given; only then may its `promises`
-    leave, and `written` be called,
+    leave, and `written` be called (`outbox.py` tells which messages these are),
   - `committed` entries are applied in order.
 """
 
@@ -27,13 +27,13 @@ from raft.messages import (
     Envelope,
     InstallSnapshot,
     InstallSnapshotReply,
-    Message,
     ReadIndex,
     ReadIndexReply,
     RequestVote,
     RequestVoteReply,
     TimeoutNow,
 )
+from raft.outbox import Outbox, Promise, Statement
 from raft.progress import Mode, Progress
 from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
 from raft.reads import Ticket
@@ -74,12 +74,7 @@ class Raft:
         self._elapsed = 0  # ticks since the timer was reset; what it times depends on the role
         self._heartbeat_elapsed = self._ticks_since_start = 0
         self._timeout = self._draw_timeout()
-        self._messages: list[Envelope] = []
-        self._promises: list[Envelope] = []
-        self._released: list[tuple[int, Index]] = []
-        self._failed_reads: list[int] = []
-        self._snapshots_wanted: list[NodeId] = []
-        self._snapshot_mail: list[Envelope] = []
+        self._out = Outbox(id, hard_state.term)
 
     # ---- what a driver may ask
 
@@ -186,6 +181,8 @@ class Raft:
     def written(self, write: Write) -> None:
         """The oldest write handed out is durable. The driver sends its promises to others."""
         self.log.written()
+        if write.hard_state is not None:
+            self._out.disk_knows(write.hard_state.term)
         for promise in write.promises:
             if promise.to == self.id:
                 self._deliver(promise)  # our own vote: it counts from the disk on, like any other
@@ -267,11 +264,11 @@ class Raft:
             case InstallSnapshot():
                 # A chunk is word from the leader like any other; its bytes are the driver's.
                 self._hear_leader(sender)
-                self._snapshot_mail.append(envelope)
+                self._out.pass_on(envelope)
             case InstallSnapshotReply():
                 if isinstance(self.role, Leader) and sender in self.role.progress:
                     self.role.progress[sender].recently_active = True
-                    self._snapshot_mail.append(envelope)
+                    self._out.pass_on(envelope)
             case ReadIndex(seq=seq):
                 # Only the leader can answer; a follower that is wrong about us asks again.
                 # Beyond the bound it is dropped, as if lost.
@@ -294,21 +291,7 @@ class Raft:
         if isinstance(self.role, Leader):
             self._replicate(self.role)
         write = self._take_write()
-        ready = Ready(
-            messages=tuple(self._messages),
-            write=write,
-            committed=self._take_committed(),
-            reads=tuple(self._released),
-            failed_reads=tuple(self._failed_reads),
-            snapshots_wanted=tuple(self._snapshots_wanted),
-            snapshot_mail=tuple(self._snapshot_mail),
-        )
-        self._messages.clear()
-        self._released.clear()
-        self._failed_reads.clear()
-        self._snapshots_wanted.clear()
-        self._snapshot_mail.clear()
-        return ready
+        return self._out.drain(write, self._take_committed())
 
     def has_more_to_apply(self) -> bool:  # `ready` stopped at `max_apply_bytes`
         return self.handed_index < min(self.commit_index, self.log.durable_index)
@@ -400,15 +383,20 @@ class Raft:
         request = RequestVote(pre, self.log.last_index, self.log.last_term, transfer)
         for node in self._others():
             if self.membership.is_voter(node):
-                self._messages.append(Envelope(self.id, node, asked, request))
+                if pre:
+                    self._out.ask(node, asked, request)
+                else:
+                    self._promise(node, request)
 
     def _on_request_vote(self, sender: NodeId, term: Term, message: RequestVote) -> None:
         up_to_date = self.log.is_up_to_date(message.last_log_index, message.last_log_term)
         if message.pre:
             # A pre-vote of our own term comes from one that lags: it learns so from the refusal.
             granted = up_to_date and term > self.term
-            answer = RequestVoteReply(pre=True, granted=granted)
-            self._messages.append(Envelope(self.id, sender, term if granted else self.term, answer))
+            if granted:
+                self._out.ask(sender, term, RequestVoteReply(pre=True, granted=True))
+            else:
+                self._send(sender, RequestVoteReply(pre=True, granted=False))
             return
         free = self.voted_for in (NOBODY, sender) and self.leader in (NOBODY, sender)
         if free and up_to_date:
@@ -506,7 +494,7 @@ class Raft:
             self._send(node, message)
             sent = True
         if peer.mode is Mode.SNAPSHOT and was is not Mode.SNAPSHOT:
-            self._snapshots_wanted.append(node)
+            self._out.want_snapshot(node)
         return sent
 
     def _send_heartbeat(self, leader: Leader, node: NodeId, peer: Progress) -> None:
@@ -649,7 +637,7 @@ class Raft:
     def _release(self, tickets: list[Ticket], index: Index) -> None:
         for ticket in tickets:
             if ticket.asker == NOBODY:
-                self._released.append((ticket.number, index))
+                self._out.release_read(ticket.number, index)
             else:
                 self._send(ticket.asker, ReadIndexReply(ticket.number, index))
                 if isinstance(self.role, Leader) and ticket.asker in self.role.progress:
@@ -658,25 +646,23 @@ class Raft:
 
     def _fail_reads(self) -> None:
         """The role ends: reads that wait in it are answered nowhere."""
-        self._failed_reads += [read.number for read in waiting_reads(self.role) if read.asker == NOBODY]
+        self._out.fail_reads(read.number for read in waiting_reads(self.role) if read.asker == NOBODY)
 
     # ---- work
 
-    def _send(self, to: NodeId, message: Message) -> None:
-        self._messages.append(Envelope(self.id, to, self.term, message))
+    def _send(self, to: NodeId, message: Statement) -> None:
+        self._out.send(to, self.term, message)
 
-    def _promise(self, to: NodeId, message: Message) -> None:
-        """Send once all that was decided until now is on disk."""
-        self._promises.append(Envelope(self.id, to, self.term, message))
+    def _promise(self, to: NodeId, message: Promise) -> None:
+        self._out.promise(to, self.term, message)
 
     def _take_write(self) -> Write | None:
         hard_state = HardState(self.term, self.voted_for)
         changed = hard_state != self._saved
-        if not changed and not self._promises and not self.log.has_unwritten():
+        if not changed and not self._out.has_promises and not self.log.has_unwritten():
             return None
         self._saved = hard_state
-        promises, self._promises = tuple(self._promises), []
-        return Write(hard_state if changed else None, self.log.take_unwritten(), promises)
+        return Write(hard_state if changed else None, self.log.take_unwritten(), self._out.take_promises())
 
     def _take_committed(self) -> tuple[Entry, ...]:
         """Committed entries that are on our own disk too: the state machine never runs ahead of the log."""

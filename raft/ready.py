@@ -32,8 +32,9 @@ class Options:
 class Write:
     """State bound for the disk, and the promises that rest on it.
 
-    Votes and append replies are promises: a crash must not break them. They
-    are part of the write, so a driver cannot send them early (thesis §3.8).
+    Votes, campaigns and append replies are promises: a crash must not break them.
+    They are part of the write, so a driver cannot send them early (thesis §3.8).
+    `outbox.py` argues for each kind of message.
     """
 
     hard_state: HardState | None

@@ -23,6 +23,7 @@ PURE = {
     "raft/membership.py",
     "raft/replication.py",
     "raft/messages.py",
+    "raft/outbox.py",
     "raft/progress.py",
     "raft/quorum.py",
     "raft/reads.py",

@@ -22,7 +22,8 @@ from raft.core import Raft
 from raft.log import Log
 from raft.membership import Memberships
 from raft.memory_state import InMemoryMachine
-from raft.messages import AppendEntries, RequestVote
+from raft.messages import AppendEntries, Envelope, RequestVote
+from raft.outbox import Outbox, Promise
 from raft.quorum import Membership
 from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
@@ -90,7 +91,13 @@ def votes_for_shorter_logs(patch: pytest.MonkeyPatch) -> None:
 
 
 def answers_before_its_disk(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Raft, "_promise", lambda self, to, message: self._send(to, message))
+    def promise(self: Outbox, to: int, term: int, message: Promise) -> None:
+        if isinstance(message, RequestVote):
+            self._promises.append(Envelope(self._id, to, term, message))
+        else:
+            self._messages.append(Envelope(self._id, to, term, message))
+
+    patch.setattr(Outbox, "promise", promise)
 
 
 def does_not_truncate_a_conflict(patch: pytest.MonkeyPatch) -> None:
