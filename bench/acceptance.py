@@ -127,7 +127,7 @@ def old_owner_is_empty(live: LiveCluster) -> None:
     for process in cluster.processes:
         if process.gid == 1:
             rocks = Path(process.data) / "rocks"
-            current = rocks / (rocks / "CURRENT").read_text().strip()
+            current = rocks / (rocks / "CURRENT").read_text().split()[0]
             database = Rdict(str(current), Options(raw_mode=True), access_type=AccessType.read_only())
             left = sum(1 for key in database.keys(from_key=b"d") if key[:1] == b"d")
             database.close()

@@ -119,6 +119,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
                     offset=message.offset,
                     data=message.data,
                     crc=message.crc,
+                    stream=message.stream,
                 )
             )
         case m.InstallSnapshotReply():
@@ -128,6 +129,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
                     chunk_offset=message.chunk_offset,
                     offset=message.offset,
                     done=message.done,
+                    stream=message.stream,
                 )
             )
         case m.ReadIndex():
@@ -176,11 +178,19 @@ def _message(envelope: pb.Envelope) -> m.Message:
         case "install_snapshot":
             chunk = envelope.install_snapshot
             return m.InstallSnapshot(
-                chunk.last_index, chunk.last_term, chunk.total, chunk.offset, chunk.data, chunk.crc
+                chunk.last_index,
+                chunk.last_term,
+                chunk.total,
+                chunk.offset,
+                chunk.data,
+                chunk.crc,
+                chunk.stream,
             )
         case "install_snapshot_reply":
             answer = envelope.install_snapshot_reply
-            return m.InstallSnapshotReply(answer.last_index, answer.chunk_offset, answer.offset, answer.done)
+            return m.InstallSnapshotReply(
+                answer.last_index, answer.chunk_offset, answer.offset, answer.done, answer.stream
+            )
         case "read_index":
             return m.ReadIndex(envelope.read_index.seq)
         case "read_index_reply":

@@ -79,11 +79,14 @@ class InstallSnapshot:
     offset: int
     data: bytes
     crc: int  # CRC32C of `data`; end-to-end, from the sender's disk to the receiver's
+    stream: int = 0  # which sending of which sender: two senders' snapshots at one index differ in their bytes
 
 
 @dataclass(frozen=True, slots=True)
 class InstallSnapshotReply:
-    """Which byte of which snapshot the follower wants next; `done` once it is installed or not needed.
+    """Which byte of which stream the follower wants next; `done` once it is installed or not needed.
+
+    `offset` at the snapshot's end, without `done`: the follower has all of it and is reading it through.
 
     `chunk_offset` names the chunk that this answers. The leader goes on at the answer to
     the chunk that is out, and at no other: were each repeated answer to make a chunk, and
@@ -94,6 +97,7 @@ class InstallSnapshotReply:
     chunk_offset: int
     offset: int
     done: bool
+    stream: int = 0
 
 
 @dataclass(frozen=True, slots=True)

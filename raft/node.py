@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any, Protocol, TypeVar
 
 from raft.core import Raft
@@ -74,16 +75,20 @@ class _NewBase:
 class Node:
     """Drives one `Raft`. All methods belong to the event loop's thread."""
 
-    def __init__(self, core: Raft, wal: Wal, transport: Transport, host: Host, options: NodeOptions) -> None:
+    def __init__(
+        self, core: Raft, wal: Wal, transport: Transport, host: Host, options: NodeOptions, rng: Random
+    ) -> None:
         self.core = core
         self.fault: BaseException | None = None
         self.on_fault: Callable[[BaseException], None] = lambda error: None
         self._wal, self._transport, self._host, self._options = wal, transport, host, options
+        self._rng = rng  # for the numbers of snapshot streams
         self._loop = asyncio.get_running_loop()
         # Bounded by the core: uncommitted bytes at a leader, the window at a follower.
         self._jobs: asyncio.Queue[Write | _NewBase] = asyncio.Queue()
         self._chunks: asyncio.Queue[Envelope] = asyncio.Queue(16)
         self._senders: dict[NodeId, SnapshotSender] = {}
+        self._opening: set[NodeId] = set()  # for these a snapshot is being opened
         self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
@@ -281,7 +286,7 @@ class Node:
             if not self.core.is_leader or peer not in membership.everyone():
                 sender.give_up()
         for peer in ready.snapshots_wanted:
-            if peer not in self._senders:
+            if peer not in self._senders and peer not in self._opening:
                 self._spawn(self._send_snapshot(peer))
         for envelope in ready.snapshot_mail:
             self._take_snapshot_mail(envelope)
@@ -344,11 +349,16 @@ class Node:
             if self.core.is_leader:
                 self._transport.send([Envelope(self.core.id, to, self.core.term, chunk)])
 
-        source = await self._host.open_snapshot()
+        self._opening.add(peer)
+        try:
+            source = await self._host.open_snapshot()  # which may read all of it first
+        finally:
+            self._opening.discard(peer)
         log.info(
             "replica %d: sending snapshot %s (%d bytes) to %d", self.core.id, source.meta, source.size, peer
         )
-        self._senders[peer] = SnapshotSender(peer, source, send, self._options.snapshots)
+        stream = self._rng.getrandbits(64)
+        self._senders[peer] = SnapshotSender(peer, source, send, self._options.snapshots, stream)
         try:
             index = await self._senders[peer].run()
         finally:
@@ -359,11 +369,15 @@ class Node:
         while True:
             envelope = await self._chunks.get()
             assert isinstance(envelope.message, InstallSnapshot)
-            reply = await self._receiver.receive(envelope.message)
-            self._transport.send([Envelope(self.core.id, envelope.sender, self.core.term, reply)])
+            reply = await self._receiver.receive(envelope.message, envelope.term)
+            if reply is not None:
+                self._transport.send([Envelope(self.core.id, envelope.sender, self.core.term, reply)])
 
     def _install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
-        """The state machine first, then the log: a crash between the two restarts from the former."""
+        """The state machine first, then the log: a crash between the two restarts from the former.
+
+        Raises ValueError when the state machine refuses the snapshot; nothing has changed then.
+        """
         self._serve_deferred()  # it is older than the snapshot
         membership = self._host.install(meta, sink)
         if self._tell(self.core.restore, meta.index, meta.term, membership):

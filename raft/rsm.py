@@ -346,7 +346,7 @@ async def open_replica(
         options.node.core,
     )
     replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
-    replica.node = Node(core, wal, transport, replica, options.node)
+    replica.node = Node(core, wal, transport, replica, options.node, rng)
     replica.node.start()
     return replica
 

@@ -5,12 +5,21 @@ piles up. Any message may be lost: the sender repeats the chunk that was not
 answered, the receiver answers with the offset that it wants. A snapshot is
 installed whole, by the state machine's own rename, or not at all; what a crash
 leaves of an unfinished one is removed at the next start.
+
+Each sending has a number of its own, `stream`, for two senders' snapshots of the same state
+differ in their bytes. The receiver takes one stream at a time, and the newest:
+
+    newer term               the stream takes the place of the one that is being received
+    older term               dropped: its sender learns of the newer term by the core's rule, and stops
+    same term, not seen yet  the one leader of that term began anew: takes the place
+    same term, replaced      dropped: a chunk of it that was late, whose sender has ended
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +27,7 @@ from typing import Protocol
 import google_crc32c
 
 from raft.messages import InstallSnapshot, InstallSnapshotReply
-from raft.types import Index, NodeId, SnapshotMeta
+from raft.types import Index, NodeId, SnapshotMeta, Term
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +50,7 @@ class SnapshotSink(Protocol):
         """Take the next bytes. Raises ValueError if they cannot be part of a snapshot."""
 
     async def finish(self) -> None:
-        """All bytes are in and durable. Raises ValueError if they are not a snapshot."""
+        """All bytes are in: prove that they are whole, durably. It may take long. Raises ValueError."""
 
     def abort(self) -> None: ...
 
@@ -51,22 +60,28 @@ class StreamOptions:
     chunk_bytes: int = 256 << 10
     answer_seconds: float = 1.0  # after that a chunk is sent again
     attempts: int = 10  # after that the stream is given up, and begun anew if still needed
+    restarts: int = 3  # so often the receiver may begin anew; then the snapshot itself may be bad
 
 
 Send = Callable[[NodeId, InstallSnapshot], None]
+PROVING_SECONDS = 0.3  # the receiver answers after so long, whether it has read the snapshot through or not
+REPLACED_STREAMS = 16  # of which the receiver keeps the numbers
 
 
 class SnapshotSender:
     """Streams one snapshot to one follower."""
 
-    def __init__(self, peer: NodeId, source: SnapshotSource, send: Send, options: StreamOptions) -> None:
+    def __init__(
+        self, peer: NodeId, source: SnapshotSource, send: Send, options: StreamOptions, stream: int
+    ) -> None:
         self._peer, self._source, self._send, self._options = peer, source, send, options
+        self._stream = stream
         self._answers: asyncio.Queue[InstallSnapshotReply] = asyncio.Queue(16)
         self._given_up = asyncio.Event()
 
     def answered(self, reply: InstallSnapshotReply) -> None:
         """The follower's word. Beyond the bound it is dropped, as if lost."""
-        if reply.last_index == self._source.meta.index and not self._answers.full():
+        if reply.stream == self._stream and not self._answers.full():
             self._answers.put_nowait(reply)
 
     def give_up(self) -> None:
@@ -75,13 +90,14 @@ class SnapshotSender:
 
     async def run(self) -> Index:
         """The index that the follower now has, 0 if the stream was given up."""
-        offset, attempts = 0, 0
+        offset, attempts, restarts = 0, 0, 0
         meta, total = self._source.meta, self._source.size
         try:
             while attempts < self._options.attempts and not self._given_up.is_set():
                 data = await self._source.read(offset, self._options.chunk_bytes)
                 crc = int(google_crc32c.value(data))
-                self._send(self._peer, InstallSnapshot(meta.index, meta.term, total, offset, data, crc))
+                chunk = InstallSnapshot(meta.index, meta.term, total, offset, data, crc, self._stream)
+                self._send(self._peer, chunk)
                 attempts += 1
                 reply = await self._answer_to(offset)
                 if reply is None:
@@ -89,21 +105,31 @@ class SnapshotSender:
                 if reply.done:
                     return meta.index
                 attempts = 0
+                if reply.offset < offset:
+                    restarts += 1
+                    if restarts > self._options.restarts:
+                        log.warning(
+                            "snapshot at %d: replica %d refuses it again and again", meta.index, self._peer
+                        )
+                        return 0  # the next stream is of another snapshot, which is read through anew
                 offset = min(reply.offset, total)
             return 0
         finally:
             self._source.close()
 
     async def _answer_to(self, offset: int) -> InstallSnapshotReply | None:
-        """What the follower says to the chunk at `offset`; None if that brought nothing new in time."""
+        """What the follower says to the chunk at `offset`; None if nothing came in time."""
+        proving: InstallSnapshotReply | None = None
         try:
             async with asyncio.timeout(self._options.answer_seconds):
                 while True:
                     reply = await self._answers.get()
                     if reply.done or (reply.chunk_offset == offset and reply.offset != offset):
                         return reply
+                    if reply.chunk_offset == offset == self._source.size:
+                        proving = reply  # it has everything, and reads it through: ask again after a while
         except TimeoutError:
-            return None
+            return proving
 
 
 class SnapshotReceiver:
@@ -116,43 +142,80 @@ class SnapshotReceiver:
         install: Callable[[SnapshotMeta, SnapshotSink], None],
     ) -> None:
         self._wanted, self._open_sink, self._install = wanted, open_sink, install
+        self._term: Term = 0
+        self._stream = 0
+        self._replaced: deque[int] = deque(maxlen=REPLACED_STREAMS)
         self._meta: SnapshotMeta | None = None
         self._sink: SnapshotSink | None = None
         self._offset = 0
+        self._proving: asyncio.Task[None] | None = None
 
-    async def receive(self, chunk: InstallSnapshot) -> InstallSnapshotReply:
-        """Take a chunk in. Raises OSError when our own disk fails."""
+    async def receive(self, chunk: InstallSnapshot, term: Term) -> InstallSnapshotReply | None:
+        """Take a chunk of `term`'s leader in; None: no answer. Raises OSError when our own disk fails."""
         meta = SnapshotMeta(chunk.last_index, chunk.last_term)
+
+        def reply(offset: int, done: bool = False) -> InstallSnapshotReply:
+            return InstallSnapshotReply(meta.index, chunk.offset, offset, done, chunk.stream)
+
         if not self._wanted(meta.index):
             # Stale, repeated, or overtaken by the log: never roll the state back.
-            return InstallSnapshotReply(meta.index, chunk.offset, 0, done=True)
-        if meta != self._meta:
+            if chunk.stream == self._stream:
+                self.abort()
+            return reply(0, done=True)
+        if not self._is_newest(chunk.stream, term):
+            return None
+        if self._sink is None or meta != self._meta:
             self.abort()
             self._meta, self._sink = meta, self._open_sink(meta)
-        assert self._sink is not None
         try:
-            if chunk.offset == self._offset and google_crc32c.value(chunk.data) == chunk.crc:
-                await self._sink.write(chunk.data)
-                self._offset += len(chunk.data)
-            if self._offset < chunk.total:
-                return InstallSnapshotReply(meta.index, chunk.offset, self._offset, done=False)
-            await self._sink.finish()
+            if self._proving is None:
+                if chunk.offset == self._offset and google_crc32c.value(chunk.data) == chunk.crc:
+                    await self._sink.write(chunk.data)
+                    self._offset += len(chunk.data)
+                if self._offset < chunk.total:
+                    return reply(self._offset)
+                self._proving = asyncio.get_running_loop().create_task(self._sink.finish())
+            # Meanwhile the sender must hear from us, or it would take us for gone.
+            await asyncio.wait({self._proving}, timeout=PROVING_SECONDS)
+            if not self._proving.done():
+                return reply(chunk.total)
+            self._proving.result()
+            if not self._wanted(meta.index):  # the log has caught up while it was read through
+                self.abort()
+                return reply(chunk.total, done=True)
+            self._install(meta, self._sink)
         except ValueError as error:
             log.warning("snapshot at %d refused: %s; asking for it again", meta.index, error)
             self.abort()
-            return InstallSnapshotReply(meta.index, chunk.offset, 0, done=False)
-        sink, self._sink, self._meta, self._offset = self._sink, None, None, 0
-        if self._wanted(meta.index):  # the log may have caught up while the last chunk was written
-            self._install(meta, sink)
-        else:
-            sink.abort()
-        return InstallSnapshotReply(meta.index, chunk.offset, chunk.total, done=True)
+            return reply(0)
+        self._sink, self._meta, self._offset, self._proving = None, None, 0, None
+        return reply(chunk.total, done=True)
+
+    def _is_newest(self, stream: int, term: Term) -> bool:
+        """Whether to take this stream's chunks. A stream that is new takes the place of the one before."""
+        if (term, stream) == (self._term, self._stream):
+            return True
+        if term < self._term or (term == self._term and stream in self._replaced):
+            return False
+        self.abort()
+        self._replaced.append(self._stream)
+        self._term, self._stream = term, stream
+        return True
 
     def abort(self) -> None:
         """Forget what was received so far."""
+        if self._proving is not None:
+            self._proving.cancel()
+            self._proving.add_done_callback(_forget)
         if self._sink is not None:
             self._sink.abort()
-        self._sink, self._meta, self._offset = None, None, 0
+        self._sink, self._meta, self._offset, self._proving = None, None, 0, None
+
+
+def _forget(proving: asyncio.Task[None]) -> None:
+    """What a snapshot that nobody wants any more turned out to be does not matter."""
+    if not proving.cancelled():
+        proving.exception()
 
 
 class BytesSource:

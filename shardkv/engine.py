@@ -73,6 +73,9 @@ class Engine(Protocol):
 
     async def flush(self) -> Index: ...
 
+    def scrub_progress(self) -> dict[str, Any]:
+        """How far the check of everything at rest has come (`scrub.Scrub.progress`); empty where there is none."""
+
     def estimate(self, start: bytes, end: bytes) -> int:
         """About how many bytes lie in [start, end)."""
 
@@ -124,6 +127,9 @@ class MemoryEngine(InMemoryMachine):
 
     def reclaim(self, start: bytes, end: bytes) -> None:
         """Memory is given back already."""
+
+    def scrub_progress(self) -> dict[str, Any]:
+        return {}
 
     def estimate(self, start: bytes, end: bytes) -> int:
         pairs = self._pairs

@@ -42,6 +42,7 @@ class ProcessOptions:
     log_format: str = "text"
     log_level: str = "INFO"
     reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py
+    scrub_bytes_per_second: int = 10 << 20  # at which tables are read through, again and again; 0: never
     limits: Limits = field(default_factory=Limits)
     rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
 

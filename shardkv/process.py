@@ -119,6 +119,8 @@ async def serve(options: ProcessOptions) -> None:
         if isinstance(machine, ShardMachine):
             # Background work of the engine may find damage on a thread of its own.
             loop = asyncio.get_running_loop()
+            if isinstance(machine.engine, RocksEngine) and options.scrub_bytes_per_second:
+                machine.engine.start_scrub(options.scrub_bytes_per_second)
             machine.engine.on_fault = lambda fault: _on_loop(loop, replica, fault)
         free = partial(asyncio.to_thread, directory.free_bytes)
         watching = asyncio.create_task(room.watch(replica, free, options.reserve_bytes))

@@ -1,6 +1,6 @@
 """The engine on RocksDB: ordered, larger than memory, its own log off, for the raft log is the log.
 
-    DIR/CURRENT          name of the database in use; replaced by rename
+    DIR/CURRENT          name of the database in use and CRC32C of the name; replaced by rename
     DIR/db-<number>/     a RocksDB database; any that CURRENT does not name is removed at start
     DIR/incoming-…/      a snapshot being received; removed at start
     DIR/outgoing-…/      a checkpoint being sent (hard links); removed at start
@@ -9,18 +9,20 @@ Flushes, checkpoints and compactions run on one background thread; RocksDB lets 
 of the GIL meanwhile, and writes go on. The applied index is written in the same
 batch as the effects, so whatever a crash leaves is one consistent point of the log.
 
-A snapshot travels as a checkpoint: checkpoint.py.
+No damage passes silently: RocksDB checks the blocks that it reads, sums.py has the hashes of
+whole files, scrub.py reads everything now and then, and a snapshot (checkpoint.py) is proven at
+both ends. Whatever is found is raised where it is met, and the owner hears of it (faults.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -36,97 +38,102 @@ from rocksdict import (
     WriteOptions,
 )
 
-from raft.errors import StorageError
+from raft.errors import DamagedState, StorageError
 from raft.snapshot import SnapshotSink
 from raft.types import Index, SnapshotMeta
 from shardkv.checkpoint import CheckpointSink, CheckpointSource
+from shardkv.current import read_current, write_current
 from shardkv.engine import Range, ViewGone
+from shardkv.faults import Faults, fault_of
+from shardkv.scrub import Scrub
+from shardkv.sums import Sums
 from shardkv.tables import (
     APPLIED,
     APPLIED_KEY,
+    Interrupted,
     RocksOptions,
     check_ended,
-    fault_of,
+    overlap,
     read_applied,
     rocks_options,
     sync_directory,
+    verify_range,
 )
 
 log = logging.getLogger(__name__)
 
-CURRENT = "CURRENT"
-
 
 class RocksEngine:
-    """See `engine.Engine`. Raises StorageError where the directory holds something else."""
+    """See `engine.Engine`. Raises DamagedState, OSError, or StorageError when another process has it open."""
 
     def __init__(self, directory: Path, options: RocksOptions | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        sync_directory(directory.parent)
         self._directory, self._options = directory, options or RocksOptions()
         self._cache = Cache(self._options.block_cache_bytes)
         self._background = ThreadPoolExecutor(1, thread_name_prefix="rocks")
-        self._open = threading.Lock()  # held by background work, so that the database stays open
+        self._closing = threading.Event()
         self._numbered = 0
         self._views: WeakSet[RocksView] = WeakSet()
-        self.fault: BaseException | None = None
-        self._on_fault: Callable[[BaseException], None] | None = None
-        current = directory / CURRENT
-        name = current.read_text().strip() if current.exists() else ""
-        for leftover in directory.iterdir():
-            if leftover.is_dir() and leftover.name != name:
-                shutil.rmtree(leftover)
-        if not name:
-            name = "db-1"
-            (directory / name).mkdir()
-            self._point_to(name)
-        self._name = name
-        self._db = self._open_database(directory / name)
-        self._applied = self._read_applied(self._db)
-        self._durable = self._applied.index
+        self._faults = Faults()
+        self._scrub: Scrub | None = None
         self._writing = WriteOptions()
         self._writing.disable_wal = True
+        self._name = read_current(directory) or self._create()
+        for leftover in directory.iterdir():
+            if leftover.is_dir() and leftover.name != self._name:
+                shutil.rmtree(leftover)
+        self._sums = Sums.load(self._path)
+        self._sums.check_before_open()
+        self._db = self._open_database(self._path)
+        try:
+            self._applied = read_applied(self._db)
+            self._unproven = self._tables() - self._sums.files.keys()
+        except Exception as error:
+            self._db.close()
+            raise self._failed(error) from None
+        self._durable = self._applied.index
+        self._submit(self._prove)
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / self._name
+
+    def _create(self) -> str:
+        """The first database, which is durable before CURRENT names it."""
+        path = self._directory / "db-1"
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        Sums.create(path, {})
+        sync_directory(self._directory)
+        write_current(self._directory, path.name)
+        return path.name
 
     def _open_database(self, path: Path) -> Rdict:
+        options = rocks_options(self._options, self._cache)
+        # Without its CURRENT, RocksDB would take a database for a new one, and begin with nothing.
+        options.create_if_missing(not self._sums.files)
         try:
-            return Rdict(str(path), rocks_options(self._options, self._cache))
+            return Rdict(str(path), options)
         except Exception as error:
             if "lock" in str(error):
                 raise StorageError(f"{path}: RocksDB cannot open it: {error}") from None
-            raise self._failed(error, path) from None
+            raise self._faults.typed(error, path) from None
 
-    def _read_applied(self, database: Rdict) -> SnapshotMeta:
-        try:
-            return read_applied(database)
-        except Exception as error:
-            raise self._failed(error) from None
-
-    # ---- faults
+    # ---- faults and files
 
     @property
     def on_fault(self) -> Callable[[BaseException], None] | None:
         """See `engine.Engine.on_fault`."""
-        return self._on_fault
+        return self._faults.hear
 
     @on_fault.setter
     def on_fault(self, hear: Callable[[BaseException], None] | None) -> None:
-        self._on_fault = hear
-        if self.fault is not None and hear is not None:
-            hear(self.fault)
+        self._faults.hear = hear
 
-    def _failed(self, error: Exception, where: Path | None = None) -> Exception:
-        """Tell the owner of a fault; returns the typed error to raise in place of RocksDB's."""
-        fault = fault_of(error, where or self._directory / self._name)
-        self._report(fault)
-        return fault
-
-    def _report(self, fault: BaseException) -> None:
-        if not isinstance(fault, StorageError | OSError):
-            return
-        if self.fault is None:
-            self.fault = fault
-            log.error("the database failed: %s", fault)
-        if self._on_fault is not None:
-            self._on_fault(fault)
+    def _failed(self, error: Exception) -> Exception:
+        """Tell the owner; returns the typed error to raise."""
+        return self._faults.typed(error, self._path)
 
     def _submit(self, work: Callable[[], object]) -> None:
         """Have the background thread do it. Nobody waits, so a fault goes to the owner."""
@@ -134,21 +141,77 @@ class RocksEngine:
         def run() -> None:
             try:
                 work()
+            except Interrupted:
+                pass
             except Exception as error:
                 if not isinstance(self._failed(error), StorageError | OSError):
                     log.exception("background work on the database failed")
 
         self._background.submit(run)
 
-    def _point_to(self, name: str) -> None:
-        """Make `name` the current database, durably: one rename decides."""
-        temporary = self._directory / (CURRENT + ".tmp")
-        with temporary.open("w") as file:
-            file.write(name + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._directory / CURRENT)
-        sync_directory(self._directory)
+    def _tables(self) -> set[str]:
+        """The names of the tables in use. Raises what RocksDB raises."""
+        return {table["name"].lstrip("/") for table in self._db.live_files()}
+
+    def _pace(self, count: int) -> None:
+        if self._closing.is_set():
+            raise Interrupted
+
+    def _prove(self) -> None:
+        """Tables from just before a crash have no hash yet: read their blocks, then note their hashes."""
+        database = self._db
+        unproven = [table for table in database.live_files() if table["name"].lstrip("/") in self._unproven]
+        if unproven:
+            low = min(table["start_key"] for table in unproven)
+            high = max(table["end_key"] for table in unproven) + b"\0"
+            verify_range(database, low, high, self._pace)
+            if database is self._db:
+                self._unproven.clear()
+        self.note_files()
+
+    def note_files(self) -> None:
+        """Note the hashes of files that RocksDB has made since. On any thread but the event loop's.
+
+        Raises DamagedState, OSError.
+        """
+        sums, database = self._sums, self._db
+        try:
+            if sums.are_complete():
+                return
+            tables = {table["name"].lstrip("/") for table in database.live_files()}
+            sums.note(tables - self._unproven)
+        except Exception as error:
+            if sums is self._sums:  # else another's snapshot has taken its place, and it is gone
+                raise self._failed(error) from None
+
+    def check_file(self, name: str, pace: Callable[[int], None]) -> None:
+        """Read a whole file and compare it with its hash. On any thread but the event loop's.
+
+        Raises DamagedState, OSError, Interrupted.
+        """
+        sums = self._sums
+        try:
+            sums.check(name, pace)
+        except KeyError:
+            return  # RocksDB has removed the file since
+        except FileNotFoundError as error:
+            if sums is self._sums and (not name.endswith(".sst") or name in self._tables()):
+                raise self._failed(DamagedState(str(self._path / name), str(error))) from None
+        except (DamagedState, OSError) as error:
+            if sums is self._sums:
+                raise self._failed(error) from None
+
+    def files(self) -> dict[str, int]:
+        """Names and sizes of the files whose hashes are known."""
+        return {name: known.size for name, known in self._sums.files.items()}
+
+    def start_scrub(self, bytes_per_second: int) -> None:
+        """Read everything again and again; see `scrub.Scrub`."""
+        assert self._scrub is None
+        self._scrub = Scrub(self, bytes_per_second)
+
+    def scrub_progress(self) -> dict[str, Any]:
+        return self._scrub.progress if self._scrub is not None else {}
 
     # ---- reading and writing
 
@@ -203,12 +266,12 @@ class RocksEngine:
 
     def reclaim(self, start: bytes, end: bytes) -> None:
         def compact() -> None:
-            with self._open:
-                options = CompactOptions()
-                options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
-                self._db.flush()
-                self._db.compact_range(start, end, options)
-                self._check_background()
+            options = CompactOptions()
+            options.set_bottommost_level_compaction(BottommostLevelCompaction.force())
+            self._db.flush()
+            self._db.compact_range(start, end, options)
+            self._check_background()
+            self.note_files()
 
         self._submit(compact)
 
@@ -221,12 +284,12 @@ class RocksEngine:
         applied = self._applied.index
 
         def flush() -> None:
-            with self._open:
-                try:
-                    self._db.flush()
-                    self._check_background()
-                except Exception as error:
-                    raise self._failed(error) from None
+            try:
+                self._db.flush()
+                self._check_background()
+            except Exception as error:
+                raise self._failed(error) from None
+            self.note_files()
 
         await asyncio.get_running_loop().run_in_executor(self._background, flush)
         self._durable = max(self._durable, applied)
@@ -237,6 +300,9 @@ class RocksEngine:
         return int(self._db.property_int_value(f"rocksdb.{name}") or 0)
 
     def close(self) -> None:
+        self._closing.set()
+        if self._scrub is not None:
+            self._scrub.stop()
         self._background.shutdown(wait=True)
         self._end_views()
         try:
@@ -257,7 +323,7 @@ class RocksEngine:
         for table in tables:
             low, high = table["start_key"], table["end_key"]
             if low < end and start <= high:
-                size += table["size"] * _overlap(low, high, start, end)
+                size += table["size"] * overlap(low, high, start, end)
         return int(size)
 
     def view(self) -> RocksView:
@@ -274,37 +340,81 @@ class RocksEngine:
             view.close()
 
     async def open_snapshot(self) -> CheckpointSource:
+        """A checkpoint that was read whole. Raises DamagedState, OSError: then nothing may be sent."""
         self._numbered += 1
-        path = self._directory / f"outgoing-{self._numbered}"
+        path, given_up = self._directory / f"outgoing-{self._numbered}", threading.Event()
+        loop = asyncio.get_running_loop()
 
-        def checkpoint() -> CheckpointSource:
-            try:
-                with self._open:
-                    Checkpoint(self._db).create_checkpoint(str(path))
-                return CheckpointSource(path, self._options)
-            except Exception as error:
-                raise self._failed(error) from None
+        def pace(count: int) -> None:
+            if given_up.is_set() or self._closing.is_set():
+                raise Interrupted
 
-        return await asyncio.get_running_loop().run_in_executor(self._background, checkpoint)
+        def checkpoint() -> None:
+            Checkpoint(self._db).create_checkpoint(str(path))
+            self.note_files()
+
+        try:
+            await loop.run_in_executor(self._background, checkpoint)
+            # On another thread, for reading takes long, and flushes must go on.
+            verify = partial(CheckpointSource.verified, path, dict(self._sums.files), self._options, pace)
+            return await loop.run_in_executor(None, verify)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        except Interrupted:
+            raise OSError("the database is being closed") from None
+        except DamagedState as error:
+            ours = error.file.replace(str(path), str(self._path))
+            raise self._failed(DamagedState(ours, error.why)) from None
+        except Exception as error:
+            raise self._failed(error) from None
 
     def open_sink(self, meta: SnapshotMeta) -> CheckpointSink:
         self._numbered += 1
-        return CheckpointSink(self._directory / f"incoming-{self._numbered}")
+        return CheckpointSink(self._directory / f"incoming-{self._numbered}", meta, self._options)
 
     def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
-        """The received database becomes ours: renamed, then named in CURRENT, then opened."""
-        assert isinstance(sink, CheckpointSink)
-        old, number = self._name, int(self._name.rpartition("-")[2]) + 1
-        self._name = f"db-{number}"
-        sink.path.rename(self._directory / self._name)
+        """The received database becomes ours: renamed, opened and looked at, and only then named in CURRENT.
+
+        Raises ValueError when the received database cannot be used, and OSError when our disk
+        fails; the old one then stays in use.
+        """
+        assert isinstance(sink, CheckpointSink) and sink.sums is not None
+        old, old_path = self._db, self._path
+        name = f"db-{int(self._name.rpartition('-')[2]) + 1}"
+        path, database = self._directory / name, None
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+            sink.path.rename(path)
+            sync_directory(self._directory)
+            sums = Sums(path, sink.sums.files)
+            sums.check_before_open()
+            database = Rdict(str(path), rocks_options(self._options, self._cache))
+            applied = read_applied(database)
+            if applied != meta:
+                raise ValueError(f"the received database is of {applied}, not of {meta}")
+            sums.note(())  # the files that RocksDB has made when it opened
+            write_current(self._directory, name)
+        except Exception as error:
+            if database is not None:
+                database.close()
+            shutil.rmtree(path, ignore_errors=True)
+            fault = fault_of(error, path)
+            if isinstance(fault, DamagedState):
+                raise ValueError(str(fault)) from None
+            raise fault from None
         self._end_views()
-        with self._open:
-            self._db.close()
-            self._point_to(self._name)
-            self._db = self._open_database(self._directory / self._name)
-            self._applied = self._read_applied(self._db)
-            self._durable = self._applied.index
-        self._submit(lambda: shutil.rmtree(self._directory / old))
+        self._name, self._db, self._sums, self._unproven = name, database, sums, set()
+        self._applied, self._durable = applied, applied.index
+
+        def remove() -> None:
+            try:
+                old.close()
+            except Exception as error:
+                log.warning("the database that was replaced was not closed in order: %s", error)
+            shutil.rmtree(old_path)
+
+        self._submit(remove)
 
 
 class RocksView:
@@ -333,20 +443,3 @@ class RocksView:
 
     def close(self) -> None:
         self._iterator = None
-
-
-def _overlap(low: bytes, high: bytes, start: bytes, end: bytes) -> float:
-    """Which part of a table from `low` to `high` lies in [start, end), if its keys are spread evenly."""
-    shared = next(
-        (n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
-    )
-    common = low[:shared]
-
-    def place(key: bytes) -> int:
-        if not key.startswith(common):
-            return 0 if key < low else 1 << 64
-        return int.from_bytes(key[len(common) : len(common) + 8].ljust(8, b"\0"), "big")
-
-    whole = place(high) - place(low)
-    part = min(place(high), place(end)) - max(place(low), place(start))
-    return max(0.0, min(1.0, part / whole)) if whole > 0 else 1.0

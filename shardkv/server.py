@@ -220,6 +220,7 @@ class GroupServer:
             "room": self.replica.node.room.name,
             "read_only": self.replica.is_leader and not has_room(core),
             "free_bytes": self.replica.node.free_bytes,
+            "scrub": machine.engine.scrub_progress(),
             "shards": {
                 str(row.shard): self._row_status(row, sizes)
                 for row in machine.ownership.rows.values()

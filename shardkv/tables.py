@@ -1,4 +1,4 @@
-"""RocksDB as this project opens and reads it: its options, what its errors mean, and whether a database is whole.
+"""RocksDB as this project opens and reads it: its options, and how to read all of a database.
 
 RocksDB checks the checksum of each block that it reads, but an iterator that meets damage
 just ends. Whoever iterates must ask the iterator for its status afterwards.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,20 +20,28 @@ from rocksdict import (
     AccessType,
     BlockBasedOptions,
     Cache,
-    DbClosedError,
     DBCompressionType,
     Options,
     Rdict,
     ReadOptions,
 )
 
-from raft.errors import DamagedState
 from raft.types import SnapshotMeta
+from shardkv.faults import fault_of
 
 APPLIED_KEY = b"a"  # sorts outside of what the machine stores
 APPLIED = struct.Struct("<QQ")
 VERIFY_KEYS = 2000  # in one piece of half a millisecond, for the interpreter is held meanwhile
-IN_FILE = re.compile(r"(?: in |: )(/[^\n:]*?(?:\.sst|MANIFEST-\d+|CURRENT|IDENTITY))\b")
+
+Pace = Callable[[int], None]  # called before so many bytes are read; it may wait, or raise Interrupted
+
+
+class Interrupted(Exception):
+    """The work was called off."""
+
+
+def at_once(count: int) -> None:
+    """No pace: go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,50 +80,41 @@ def read_applied(database: Rdict) -> SnapshotMeta:
     return SnapshotMeta(*APPLIED.unpack(value)) if value is not None else SnapshotMeta(0, 0)
 
 
-def fault_of(error: Exception, directory: Path) -> Exception:
-    """What an error of RocksDB means: DamagedState for its files, OSError for the disk under them.
-
-    rocksdict raises plain Exception with RocksDB's text. A table that is missing is damage as
-    well: the disk works, and peers have what is gone. Errors that are not RocksDB's stay as
-    they are, for they are bugs of ours.
-    """
-    if type(error) is not Exception or isinstance(error, DbClosedError):
-        return error
-    text = str(error)
-    missing = "No such file or directory" in text
-    if text.startswith(("Corruption", "Not implemented", "Invalid argument")) or missing:
-        named = IN_FILE.search(text)
-        return DamagedState(named[1] if named else str(directory), text)
-    full = "No space left on device" in text
-    return OSError(errno.ENOSPC if full else errno.EIO, f"RocksDB: {text}")
-
-
-def verify_blocks(path: Path, options: RocksOptions) -> SnapshotMeta:
+def verify_blocks(path: Path, options: RocksOptions, pace: Pace = at_once) -> SnapshotMeta:
     """Read every key of the database at `path`, which nobody writes; returns what it had applied.
 
-    Every block that holds a key is read and checked. The work is done in small pieces with a
-    rest as long between them, so that other threads go on. Raises DamagedState, OSError.
+    Every block that holds a key is read and checked. Raises DamagedState, OSError, Interrupted.
     """
     try:
         database = Rdict(str(path), rocks_options(options, None), access_type=AccessType.read_only())
+        try:
+            verify_range(database, b"", None, pace)
+            return read_applied(database)
+        finally:
+            database.close()
     except Exception as error:
         raise fault_of(error, path) from None
-    try:
-        keys, count, last = database.keys(read_opt=_checking()), 0, b""
-        while True:
-            began = time.perf_counter()
-            piece = deque(islice(keys, VERIFY_KEYS), maxlen=1)
-            if not piece:
-                break
-            last = piece[0]
-            time.sleep(min(0.01, time.perf_counter() - began))
-            count += 1
-        check_ended(database, _checking(), last + b"\0" if count else b"")
-        return read_applied(database)
-    except Exception as error:
-        raise fault_of(error, path) from None
-    finally:
-        database.close()
+
+
+def verify_range(database: Rdict, start: bytes, end: bytes | None, pace: Pace = at_once) -> None:
+    """Read every key in [start, end). Raises what RocksDB raises, OSError, Interrupted.
+
+    The work is done in small pieces with a rest as long between them, so that other threads go on.
+    """
+    reading = ReadOptions()
+    reading.set_verify_checksums(True)
+    if end is not None:
+        reading.set_iterate_upper_bound(end)
+    keys, last = database.keys(from_key=start, read_opt=reading), start
+    while True:
+        pace(0)
+        began = time.perf_counter()
+        piece = deque(islice(keys, VERIFY_KEYS), maxlen=1)
+        if not piece:
+            break
+        last = piece[0] + b"\0"
+        time.sleep(min(0.01, time.perf_counter() - began))
+    check_ended(database, reading, last)
 
 
 def check_ended(database: Rdict, reading: ReadOptions, after: bytes) -> None:
@@ -131,15 +130,37 @@ def check_ended(database: Rdict, reading: ReadOptions, after: bytes) -> None:
         raise OSError(errno.EIO, "RocksDB: an iterator ended before its end; the disk failed for a moment")
 
 
-def _checking() -> ReadOptions:
-    reading = ReadOptions()
-    reading.set_verify_checksums(True)
-    return reading
-
-
 def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """A crash leaves the old file or the new one, whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def overlap(low: bytes, high: bytes, start: bytes, end: bytes) -> float:
+    """Which part of a table from `low` to `high` lies in [start, end), if its keys are spread evenly."""
+    shared = next(
+        (n for n, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+    )
+    common = low[:shared]
+
+    def place(key: bytes) -> int:
+        if not key.startswith(common):
+            return 0 if key < low else 1 << 64
+        return int.from_bytes(key[len(common) : len(common) + 8].ljust(8, b"\0"), "big")
+
+    whole = place(high) - place(low)
+    part = min(place(high), place(end)) - max(place(low), place(start))
+    return max(0.0, min(1.0, part / whole)) if whole > 0 else 1.0

@@ -181,9 +181,9 @@ def _take_without_disk(self: Raft):  # type: ignore[no-untyped-def]
 def a_snapshot_rolls_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Raft, "wants_snapshot", lambda self, index: True)
 
-    def wanted(self: SnapshotReceiver, chunk):  # type: ignore[no-untyped-def]
+    def wanted(self: SnapshotReceiver, chunk, term):  # type: ignore[no-untyped-def]
         self._wanted = lambda index: True
-        return received(self, chunk)
+        return received(self, chunk, term)
 
     received = SnapshotReceiver.receive
     patch.setattr(SnapshotReceiver, "receive", wanted)

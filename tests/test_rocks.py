@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,12 @@ import pytest
 
 from raft.errors import DamagedState, StorageError
 from raft.types import SnapshotMeta
+from shardkv.checkpoint import CheckpointSink, CheckpointSource, read_manifest
+from shardkv.engine import ViewGone
 from shardkv.rocks import RocksEngine
+from shardkv.scrub import Scrub
+from shardkv.sums import Sums, hash_file, is_covered
+from shardkv.tables import RocksOptions, at_once
 
 KEYS = 4000
 META = SnapshotMeta(7, 2)
@@ -138,3 +145,339 @@ def test_the_disk_failing_is_not_taken_for_damage(tmp_path: Path) -> None:
         assert isinstance(fault, OSError) and fault.errno == number
     assert not isinstance(engine._failed(Exception("IO error: …")), StorageError)
     engine.close()
+
+
+# ---- the hashes of files
+
+
+def test_every_flipped_byte_of_every_file_is_found_by_the_scrub_and_named(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    for path in sorted((tmp_path / "db-1").iterdir()):
+        if not is_covered(path.name):
+            continue
+        whole = path.read_bytes()
+        for at in {
+            0,
+            len(whole) // 3,
+            len(whole) // 2,
+            len(whole) - 1,
+            *range(len(whole) - 6000, len(whole), 500),
+        }:
+            if at < 0:
+                continue
+            flip(path, at, 1)
+            with pytest.raises(DamagedState) as raised:
+                check_all(engine)
+            assert raised.value.file == str(path)
+            path.write_bytes(whole)
+    check_all(engine)
+    engine.close()
+
+
+def check_all(engine: RocksEngine) -> None:
+    engine.note_files()
+    for name in engine.files():
+        engine.check_file(name, at_once)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "name", ["CURRENT", "IDENTITY", "MANIFEST", "OPTIONS", "rocksdict-config", "SUMS", "*"]
+)
+def test_a_file_that_rocksdb_reads_at_the_start_is_checked_before(tmp_path: Path, name: str) -> None:
+    filled(tmp_path).close()
+    (path,) = tmp_path.glob("db-1/*.sst") if name == "*" else list(tmp_path.glob(f"db-1/{name}*"))[-1:]
+    flip(path, path.stat().st_size - 2, 1)
+    with pytest.raises(DamagedState) as raised:
+        RocksEngine(tmp_path)
+    assert raised.value.file == str(path)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["CURRENT", "db-1/CURRENT", "db-1/IDENTITY", "db-1/SUMS"])
+def test_a_lost_file_does_not_make_a_new_and_empty_database(tmp_path: Path, name: str) -> None:
+    filled(tmp_path).close()
+    (tmp_path / name).unlink()
+    with pytest.raises(DamagedState) as raised:
+        RocksEngine(tmp_path)
+    assert raised.value.file == str(tmp_path / name)
+    assert table_of(tmp_path).exists(), "what is left stays, for whoever wants to look at it"
+
+
+@pytest.mark.quick
+def test_a_flipped_bit_in_current_removes_no_database(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    (tmp_path / "CURRENT").write_bytes((tmp_path / "CURRENT").read_bytes().replace(b"db-1", b"db-3"))
+    with pytest.raises(DamagedState):
+        RocksEngine(tmp_path)
+    assert table_of(tmp_path).exists()
+
+
+def test_a_table_from_just_before_a_crash_is_read_before_its_hash_is_noted(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    known = dict(engine._sums.files)
+    name = table_of(tmp_path).name
+    engine.close()
+    Sums.create(tmp_path / "db-1", {other: known[other] for other in known if other != name})
+    flip(table_of(tmp_path), 100_000)
+    engine = RocksEngine(tmp_path)
+    heard: list[BaseException] = []
+    engine.on_fault = heard.append
+    wait_until(lambda: heard)
+    engine.close()
+    assert isinstance(heard[0], DamagedState)
+    assert name not in Sums.load(tmp_path / "db-1").files
+
+
+def test_damage_between_two_looks_is_not_taken_for_a_change_of_rocksdb(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    for name in ("IDENTITY", "CURRENT", "MANIFEST*"):
+        (path,) = (tmp_path / "db-1").glob(name)
+        whole = path.read_bytes()
+        flip(path, 9, 1)
+        with pytest.raises(DamagedState) as raised:
+            note_and_check(engine)
+        assert raised.value.file == str(path)
+        path.write_bytes(whole)
+    engine.close()
+
+
+def note_and_check(engine: RocksEngine) -> None:
+    engine._sums.note(engine._tables())
+    check_all(engine)
+
+
+# ---- snapshots
+
+
+async def stream_into(source: CheckpointSource, sink: CheckpointSink, spoil: Callable[[bytes], bytes]) -> None:
+    data = spoil(await source.read(0, source.size))
+    for offset in range(0, len(data), 10_000):
+        await sink.write(data[offset : offset + 10_000])
+    await sink.finish()
+
+
+def test_a_damaged_database_is_not_shipped(tmp_path: Path) -> None:
+    for at in (100_000, table_size(tmp_path) - 4000):  # a block; the filter, which no read tells of
+        directory = tmp_path / str(at)
+        engine = filled(directory)
+        heard: list[BaseException] = []
+        engine.on_fault = heard.append
+        flip(table_of(directory), at, 1)
+        with pytest.raises(DamagedState) as raised:
+            asyncio.run(engine.open_snapshot())
+        assert raised.value.file == str(table_of(directory))
+        assert heard
+        assert not list(directory.glob("outgoing-*")), "nothing is left of it"
+        engine.close()
+
+
+def table_size(tmp_path: Path) -> int:
+    filled(tmp_path / "sized").close()
+    return table_of(tmp_path / "sized").stat().st_size
+
+
+def test_blocks_are_read_also_where_no_hash_is_known(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    flip(table_of(tmp_path), 100_000, 1)
+    with pytest.raises(DamagedState):
+        CheckpointSource.verified(tmp_path / "db-1", {}, RocksOptions())
+
+
+def test_a_whole_stream_becomes_the_same_database(tmp_path: Path) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+    view = taker.view()
+
+    async def move() -> None:
+        source = await giver.open_snapshot()
+        assert source.meta == META
+        sink = taker.open_sink(META)
+        await stream_into(source, sink, lambda data: data)
+        taker.install(META, sink)
+        source.close()
+
+    asyncio.run(move())
+    assert taker.applied == META
+    assert list(taker.scan(b"", b"\xff")) == list(giver.scan(b"", b"\xff"))
+    with pytest.raises(ViewGone):
+        list(view.scan(b""))
+    taker.write([], {b"dnew": b"1"}, SnapshotMeta(8, 2))
+    taker.close()
+    taker = RocksEngine(tmp_path / "taker")
+    assert taker.get(b"dnew") == b"1" and taker.get(b"d000001") == b"1" * 20
+    assert sorted(path.name for path in (tmp_path / "taker").iterdir()) == ["CURRENT", "db-2"]
+    check_all(taker)
+    taker.close()
+    giver.close()
+
+
+def test_the_receiver_refuses_a_stream_with_a_bad_byte_wherever_it_is(tmp_path: Path) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+
+    async def refuse(spoil: Callable[[bytes], bytes]) -> None:
+        source = await giver.open_snapshot()
+        sink = taker.open_sink(META)
+        with pytest.raises(ValueError):
+            await stream_into(source, sink, spoil)
+        sink.abort()
+        source.close()
+
+    size = table_size(tmp_path)
+    for at in (3, 40, size // 2, size - 3000, size, -1):
+        asyncio.run(refuse(lambda data, at=at: swapped(data, at)))  # type: ignore[misc]
+    asyncio.run(refuse(lambda data: data[:-1]))
+    asyncio.run(refuse(lambda data: data + b"x"))
+    assert not list((tmp_path / "taker").glob("incoming-*"))
+    giver.close()
+    taker.close()
+
+
+def swapped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def test_a_checkpoint_of_another_entry_than_announced_is_refused(tmp_path: Path) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+
+    async def lie(announced: SnapshotMeta) -> None:
+        source = await giver.open_snapshot()
+        source = CheckpointSource(
+            source._path, announced, {name: hash_file(source._path / name) for name, _ in source._files}
+        )
+        sink = taker.open_sink(announced)
+        with pytest.raises(ValueError, match="not of"):
+            await stream_into(source, sink, lambda data: data)
+        sink.abort()
+
+    asyncio.run(lie(SnapshotMeta(META.index + 65536, META.term)))
+    giver.close()
+    taker.close()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "files",
+    [
+        [["../x.sst", 1, "", ""]],
+        [["SUMS", 1, "", ""]],
+        [["/etc/passwd", 1, "", ""]],
+        [["000001.sst", -1, "", ""]],
+        [["000001.sst", 1 << 50, "", ""]],
+        [["000001.sst", 1, "", ""], ["000001.sst", 1, "", ""]],
+        [["000001.sst", 1]],
+        [],
+    ],
+)
+def test_a_manifest_is_not_trusted(files: list[list[object]]) -> None:
+    current = [["CURRENT", 16, "", ""]] if files else []
+    data = json.dumps({"applied": [7, 2], "files": files + current}).encode()
+    with pytest.raises(ValueError):
+        read_manifest(data, META)
+    for nonsense in (b"", b"{", b"[]", b'{"applied": 1, "files": 2}', b"[" * 100_000, b"\xff\xfe"):
+        with pytest.raises(ValueError):
+            read_manifest(nonsense, META)
+
+
+def test_an_install_that_fails_keeps_the_old_database_in_use(tmp_path: Path) -> None:
+    """Damage after the proof: the received database is opened before CURRENT names it."""
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+    taker.write([], {b"dold": b"1"}, SnapshotMeta(3, 1))
+
+    async def attempt(damage: Callable[[Path], None]) -> None:
+        source = await giver.open_snapshot()
+        sink = taker.open_sink(META)
+        await stream_into(source, sink, lambda data: data)
+        damage(sink.path)
+        with pytest.raises(ValueError):
+            taker.install(META, sink)
+        source.close()
+
+    def in_table(path: Path) -> None:
+        (table,) = path.glob("*.sst")
+        flip(table, table.stat().st_size - 300)
+
+    def in_manifest(path: Path) -> None:
+        (manifest,) = path.glob("MANIFEST*")
+        flip(manifest, 50)
+
+    for damage in (in_table, in_manifest, lambda path: (path / "CURRENT").unlink()):
+        asyncio.run(attempt(damage))
+        assert taker.get(b"dold") == b"1" and taker.applied == SnapshotMeta(3, 1)
+        taker.write([], {b"dold": b"1"}, SnapshotMeta(3, 1))
+    taker.close()
+    taker = RocksEngine(tmp_path / "taker")
+    assert taker.get(b"dold") == b"1"
+    taker.close()
+    giver.close()
+
+
+# ---- the scrub
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_scrub_goes_round_and_stops_at_damage(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    heard: list[BaseException] = []
+    engine.on_fault = heard.append
+    scrub = Scrub(engine, 100 << 20, rest_seconds=0.01)
+    wait_until(lambda: scrub.progress["rounds"] >= 2)
+    assert scrub.progress["bytes_total"] > table_of(tmp_path).stat().st_size
+    assert time.time() - scrub.progress["last_round_at"] < 10
+    assert not heard
+    flip(table_of(tmp_path), table_of(tmp_path).stat().st_size - 4000, 1)  # the filter: no read would tell
+    wait_until(lambda: heard)
+    assert isinstance(heard[0], DamagedState) and heard[0].file == str(table_of(tmp_path))
+    wait_until(lambda: scrub.progress["damaged"] == [table_of(tmp_path).name])
+    scrub.stop()
+    engine.close()
+
+
+def test_the_scrub_keeps_to_its_rate_and_is_stopped_by_close(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    engine.start_scrub(100_000)
+    size = sum(engine.files().values())
+    began = time.monotonic()
+    wait_until(lambda: engine.scrub_progress()["bytes_checked"] > 50_000)
+    assert engine.scrub_progress()["bytes_checked"] < size, "it has not rushed through"
+    assert engine.scrub_progress()["bytes_total"] == size
+    engine.close()
+    assert time.monotonic() - began < 10
+
+
+def test_the_scrub_meets_compactions_and_an_installed_snapshot_without_a_false_alarm(tmp_path: Path) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+    heard: list[BaseException] = []
+    taker.on_fault = heard.append
+    scrub = Scrub(taker, 1 << 30, rest_seconds=0.001)
+
+    async def work() -> None:
+        for turn in range(20):
+            for n in range(3):
+                taker.write(
+                    [], {b"d%06d" % k: b"x" * 50 for k in range(500)}, SnapshotMeta(10 * turn + n + 8, 2)
+                )
+                await taker.flush()
+            taker.reclaim(b"d", b"e")
+            if turn % 5 == 4:
+                giver.write([], {}, SnapshotMeta(10 * turn + 100, 2))
+                source = await giver.open_snapshot()
+                sink = taker.open_sink(source.meta)
+                await stream_into(source, sink, lambda data: data)
+                taker.install(source.meta, sink)
+                source.close()
+
+    asyncio.run(work())
+    wait_until(lambda: scrub.progress["rounds"] >= 1)
+    scrub.stop()
+    assert not heard and not scrub.progress["damaged"]
+    taker.close()
+    giver.close()
+    assert not heard

@@ -149,8 +149,15 @@ def controller(shards: int, **options: Any) -> None:
 )
 @click.option("--max-key-bytes", type=click.IntRange(1, 65535), default=4096, show_default=True)
 @click.option("--max-value-bytes", type=click.IntRange(1, 16 << 20), default=1 << 20, show_default=True)
-def group(max_key_bytes: int, max_value_bytes: int, **options: Any) -> None:
+@click.option(
+    "--scrub-rate",
+    type=click.IntRange(0, 10_000),
+    default=10,
+    show_default=True,
+    help="Read every table through, again and again, at so many MiB/s, to find damage; 0: never.",
+)
+def group(max_key_bytes: int, max_value_bytes: int, scrub_rate: int, **options: Any) -> None:
     """Run a replica of a group. `admin join` lets the group in."""
     frame_bytes = max(Limits().frame_bytes, 4 * max_value_bytes)
     limits = Limits(max_key_bytes, max_value_bytes, frame_bytes)
-    _run(_options(options, limits=limits))
+    _run(_options(options, limits=limits, scrub_bytes_per_second=scrub_rate << 20))

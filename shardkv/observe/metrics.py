@@ -200,6 +200,15 @@ def _of_group(machine: ShardMachine) -> Iterator[Metric]:
         sum(len(row.queue) for row in rows),
     )
     yield _counter("operations", "Writes applied since the start", machine.operations)
+    scrub = machine.engine.scrub_progress()
+    if scrub:
+        yield _gauge(
+            "scrub_bytes_checked", "Bytes that the scrub has read in this round", scrub["bytes_checked"]
+        )
+        yield _gauge("scrub_bytes_total", "Bytes that it reads in a round", scrub["bytes_total"])
+        yield _counter("scrub_rounds", "Rounds since the start in which everything was whole", scrub["rounds"])
+        yield _gauge("scrub_last_round_time_seconds", "When the last of them ended", scrub["last_round_at"])
+        yield _gauge("scrub_damaged_files", "Files that it found damaged", len(scrub["damaged"]))
     if isinstance(machine.engine, RocksEngine):
         for name, text in ROCKS.items():
             yield _gauge(f"rocksdb_{name.replace('-', '_')}", f"RocksDB: {text}", machine.engine.property(name))

@@ -1,0 +1,68 @@
+"""What an error of RocksDB means, and who hears of it.
+
+    DamagedState   a file of the database is damaged or missing: peers can repair this replica
+    OSError        the disk under the database fails, or is full
+
+rocksdict raises plain Exception with RocksDB's text; the text is all there is to go by.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from rocksdict import DbClosedError
+
+from raft.errors import DamagedState, StorageError
+
+log = logging.getLogger(__name__)
+
+IN_FILE = re.compile(r"(?: in |: )(/[^\n:]*?(?:\.sst|MANIFEST-\d+|CURRENT|IDENTITY))\b")
+OF_DAMAGE = ("Corruption", "Not implemented", "Invalid argument", "Not found")
+
+
+def fault_of(error: Exception, directory: Path) -> Exception:
+    """The typed error for one that RocksDB raised; others stay as they are, for they are bugs of ours.
+
+    A table that is missing is damage as well: the disk works, and peers have what is gone.
+    """
+    if type(error) is not Exception or isinstance(error, DbClosedError):
+        return error
+    text = str(error)
+    if text.startswith(OF_DAMAGE) or "No such file or directory" in text:
+        named = IN_FILE.search(text)
+        return DamagedState(named[1] if named else str(directory), text)
+    full = "No space left on device" in text
+    return OSError(errno.ENOSPC if full else errno.EIO, f"RocksDB: {text}")
+
+
+class Faults:
+    """The first fault of an engine, and the owner who hears of each. Methods may be called on any thread."""
+
+    def __init__(self) -> None:
+        self.first: BaseException | None = None
+        self._hear: Callable[[BaseException], None] | None = None
+
+    @property
+    def hear(self) -> Callable[[BaseException], None] | None:
+        return self._hear
+
+    @hear.setter
+    def hear(self, hear: Callable[[BaseException], None] | None) -> None:
+        self._hear = hear
+        if self.first is not None and hear is not None:
+            hear(self.first)
+
+    def typed(self, error: Exception, where: Path) -> Exception:
+        """Tell the owner of a fault; returns the typed error to raise in place of RocksDB's."""
+        fault = fault_of(error, where)
+        if isinstance(fault, StorageError | OSError):
+            if self.first is None:
+                self.first = fault
+                log.error("the database failed: %s", fault)
+            if self._hear is not None:
+                self._hear(fault)
+        return fault
