@@ -63,6 +63,10 @@ class ControllerMachine(InMemoryMachine):
         """What follows configuration `num`, at most `limit` changes."""
         return [pb.Change.FromString(data) for data in self._changes[num : num + limit]]
 
+    def claims(self) -> list[pb.Claim]:
+        """Every join of every group, and which incarnation it belongs to."""
+        return [pb.Claim(gid=gid, joined=join.num, incarnation=join.incarnation) for gid, join in self._claims]
+
     # ---- applying
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
@@ -199,10 +203,9 @@ class ControllerMachine(InMemoryMachine):
             membership=self.membership,
             config=config_to_pb(self.config),
             known=known,
+            claims=self.claims(),
             accounts=self.accounts.encode(),
         )
-        for gid, join in self._claims:
-            state.claims.add(gid=gid, joined=join.num, incarnation=join.incarnation)
         for session in sorted(self._sessions):
             state.sessions.add(session=session, record=self._sessions[session].encode())
         return state.SerializeToString(deterministic=True)

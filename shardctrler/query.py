@@ -96,6 +96,13 @@ class ControllerClient:
         request = pb.QueryRequest(latest=num is None, num=num or 0)
         return config_from_pb(pb.Config.FromString(await self._call("ctl.query", request, timeout)))
 
+    async def incarnations(self, timeout: float) -> set[tuple[Gid, Incarnation]]:
+        """All that ever claimed a join, linearizably. Raises ControllerUnavailable."""
+        body = await self._call("ctl.query", pb.QueryRequest(latest=True), timeout)
+        return {
+            (claim.gid, claim.incarnation) for claim in pb.Config.FromString(body).claims if claim.incarnation
+        }
+
     async def changes(self, since: int, wait: float, timeout: float, limit: int = 0) -> list[Change]:
         """What follows configuration `since`; waits up to `wait` seconds for news.
 

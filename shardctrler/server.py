@@ -139,7 +139,11 @@ class ControllerServer:
         """The configuration asked for; None if there is none yet. Raises RaftError."""
         await self.replica.read_barrier()
         config = self.machine.config if request.latest else self.machine.config_at(request.num)
-        return None if config is None else config_to_pb(config)
+        if config is None:
+            return None
+        message = config_to_pb(config)
+        message.claims.extend(self.machine.claims())
+        return message
 
     async def _query(self, request: pb.QueryRequest) -> bytes:
         config = await self.query(request)

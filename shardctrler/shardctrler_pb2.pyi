@@ -35,14 +35,16 @@ class Group(_message.Message):
     def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., joined: _Optional[int] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
 class Config(_message.Message):
-    __slots__ = ("num", "shards", "groups")
+    __slots__ = ("num", "shards", "groups", "claims")
     NUM_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
     num: int
     shards: _containers.RepeatedCompositeFieldContainer[Shard]
     groups: _containers.RepeatedCompositeFieldContainer[Group]
-    def __init__(self, num: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
+    claims: _containers.RepeatedCompositeFieldContainer[Claim]
+    def __init__(self, num: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[Shard, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ...) -> None: ...
 
 class Move(_message.Message):
     __slots__ = ("shard", "to", "start", "end", "source", "target")

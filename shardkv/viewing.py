@@ -111,6 +111,7 @@ async def read_log(replica: ReplicatedMachine, request: pb.LogRequest, now_ms: i
         applied_index=applied,
         now_ms=now_ms,
         incarnation=replica.machine.incarnation,
+        claimed=replica.machine.ownership.joins[0] > 0,
     )
     if log.base_index <= request.after < applied:
         for entry in log.slice(request.after + 1, applied + 1, LOG_BYTES):

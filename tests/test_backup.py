@@ -74,7 +74,7 @@ def test_a_change_of_one_pair_changes_few_chunks() -> None:
 
 @pytest.mark.quick
 def test_a_manifest_that_is_not_what_was_written_is_refused_by_name() -> None:
-    part = GroupPart(7, 2, ["a" * 64], 1, 10, ["b" * 64], 9)
+    part = GroupPart(7, 2, "0f" * 8, ["a" * 64], 1, 10, ["b" * 64], 9)
     data = Manifest("id", "cluster", 3, 1000, 2, {1: part}).encode()
     assert Manifest.decode("x", data).groups[1] == part
     for damaged in (

@@ -2,7 +2,8 @@
 
 One process does it for the whole cluster. It goes on where the archive ends; where a group's
 log has been compacted meanwhile there is a gap, which is said, and which only a newer backup
-makes good. The watermark tells up to which moment the archive of a group is whole, also
+makes good. What is archived is filed under the group's number and its incarnation: a number
+that is used again begins a log of its own, which must not be spliced to the old one. The watermark tells up to which moment the archive of a group is whole, also
 while nothing is written.
 """
 
@@ -26,6 +27,25 @@ from shardkv.backup.store import LEVEL, Store, unpacked
 log = logging.getLogger(__name__)
 
 QUERY_SECONDS = 10.0
+FAR = (1 << 63) - 1  # an index that no log comes to
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ArchivedGroup:
+    """One group whose log is archived."""
+
+    gid: int
+    incarnation: str  # 16 hexadecimal digits
+
+    def __str__(self) -> str:
+        return f"{self.gid}-{self.incarnation}"
+
+    @classmethod
+    def parse(cls, text: str) -> ArchivedGroup:
+        """Raises ValueError."""
+        gid, incarnation = text.split("-")
+        int(incarnation, 16)
+        return cls(int(gid), incarnation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +53,22 @@ class Segment:
     """Entries first to last of a group, in one object."""
 
     cluster: str
-    gid: int
+    group: ArchivedGroup
     first: int
     last: int
     digest: str
 
     @property
     def name(self) -> str:
-        return f"archive/{self.cluster}/{self.gid}/{self.first:016x}-{self.last:016x}-{self.digest}"
+        return f"archive/{self.cluster}/{self.group}/{self.first:016x}-{self.last:016x}-{self.digest}"
 
     @classmethod
     def parse(cls, name: str) -> Segment | None:
         """None for what is no segment's name."""
         try:
-            _, cluster, gid, rest = name.split("/")
+            _, cluster, group, rest = name.split("/")
             first, last, digest = rest.split("-")
-            return cls(cluster, int(gid), int(first, 16), int(last, 16), digest)
+            return cls(cluster, ArchivedGroup.parse(group), int(first, 16), int(last, 16), digest)
         except ValueError:
             return None
 
@@ -61,21 +81,25 @@ class Segment:
         return entries
 
 
-async def segments(store: Store, cluster: str) -> dict[int, list[Segment]]:
-    """What there is of each group, in the order of the log."""
-    found: dict[int, list[Segment]] = {}
+async def segments(store: Store, cluster: str) -> dict[ArchivedGroup, list[Segment]]:
+    """What there is of each group, in the order of the log. Raises BackupError."""
+    found: dict[ArchivedGroup, list[Segment]] = {}
     async for item in store.list(f"archive/{cluster}/"):
+        if item.name.split("/")[2].isdecimal():
+            raise BackupError(
+                f"{store.url}: {item.name} is of another version of shardkv: give the archive a new place"
+            )
         segment = Segment.parse(item.name)
         if segment is not None:
-            found.setdefault(segment.gid, []).append(segment)
+            found.setdefault(segment.group, []).append(segment)
     for of_group in found.values():
         of_group.sort(key=lambda segment: (segment.first, -segment.last))
     return found
 
 
-async def watermark(store: Store, cluster: str, gid: int) -> int:
+async def watermark(store: Store, cluster: str, group: ArchivedGroup) -> int:
     """Until when (ms) the archive of a group is whole; 0 if it does not say."""
-    name = f"archive/{cluster}/{gid}/watermark"
+    name = f"archive/{cluster}/{group}/watermark"
     try:
         data = await store.get(name)
     except Damaged:
@@ -100,18 +124,24 @@ class Archiver:
     def __init__(self, controller: ControllerClient, dialer: Dialer, store: Store) -> None:
         self._controller, self._dialer, self._store = controller, dialer, store
         self._cluster = ""
-        self._unproven: dict[int, Segment] = {}  # archived before: is it of this cluster's log?
-        self._last: dict[int, int] = {}  # group to its last entry in the archive
+        self._last: dict[ArchivedGroup, int] = {}  # the last entry in the archive
         self._addresses: dict[int, tuple[str, ...]] = {}  # also of groups that have left, until they are empty
 
     async def begin(self) -> None:
-        """Find out how far the archive goes. Raises BackupError, ControllerUnavailable."""
+        """Find out how far the archive goes. Raises BackupError, ControllerUnavailable.
+
+        Two clusters of one name must not share an archive: it would be neither's.
+        """
         await self._controller.changes(0, 0.0, QUERY_SECONDS, limit=1)  # for the cluster's id
         self._cluster = self._controller.cluster
-        for gid, of_group in (await segments(self._store, self._cluster)).items():
-            newest = max(of_group, key=lambda segment: segment.last)
-            self._last[gid] = newest.last
-            self._unproven[gid] = newest
+        ours = await self._controller.incarnations(QUERY_SECONDS)
+        for group, of_group in (await segments(self._store, self._cluster)).items():
+            if (group.gid, int(group.incarnation, 16)) not in ours:
+                raise BackupError(
+                    f"{self._store.url}: the archive of group {group.gid} is of another cluster "
+                    f"that is called {self._cluster!r} as well: give each a place of its own"
+                )
+            self._last[group] = max(segment.last for segment in of_group)
 
     async def round(self) -> list[Archived]:
         """Bring the archive of every group up to now. What fails is said, and done in the next round.
@@ -139,10 +169,11 @@ class Archiver:
         return done
 
     async def _archive(self, gid: int, addresses: tuple[str, ...]) -> Archived:
-        if gid in self._unproven:
-            await self._prove(self._unproven[gid], addresses)
-            del self._unproven[gid]
-        last, count, gap_after, time_ms = self._last.get(gid, 0), 0, 0, 0
+        reply = await read_log(self._dialer, addresses, FAR, 0.0, barrier=True)  # for who answers
+        if not reply.incarnation or not reply.claimed:
+            raise SourceLost("the map has not let it in: it holds nothing")
+        group = ArchivedGroup(gid, f"{reply.incarnation:016x}")
+        last, count, gap_after, time_ms = self._last.get(group, 0), 0, 0, 0
         while True:
             try:
                 reply = await read_log(self._dialer, addresses, last, 0.0, barrier=True)
@@ -152,37 +183,26 @@ class Archiver:
                     "group %d: its log begins after entry %d now, the archive ends at %d: make a new backup",
                     gid,
                     last,
-                    self._last.get(gid, 0),
+                    self._last.get(group, 0),
                 )
                 continue
+            if f"{reply.incarnation:016x}" != group.incarnation:
+                raise SourceLost("another group answers under its number now")
             time_ms = time_ms or reply.now_ms  # all that was acknowledged by then will be in this round
             if reply.entries:
-                await self._put(gid, reply.entries)
+                await self._put(group, reply.entries)
                 count += len(reply.entries)
-                last = self._last[gid] = reply.entries[-1].index
+                last = self._last[group] = reply.entries[-1].index
             if last >= reply.applied_index:
                 break
         mark = json.dumps({"time_ms": time_ms, "last": last}).encode()
-        await self._store.put(f"archive/{self._cluster}/{gid}/watermark", mark)
+        await self._store.put(f"archive/{self._cluster}/{group}/watermark", mark)
         return Archived(gid, last, count, gap_after)
 
-    async def _prove(self, segment: Segment, addresses: tuple[str, ...]) -> None:
-        """Two clusters of one name must not share an archive: it would be neither's. Raises BackupError."""
-        try:
-            reply = await read_log(self._dialer, addresses, segment.last - 1, 0.0, barrier=True)
-        except Compacted:
-            return  # there will be a gap anyhow
-        archived = (await segment.entries(self._store))[-1]
-        if not reply.entries or reply.entries[0] != archived:
-            raise BackupError(
-                f"{self._store.url}: the archive of group {segment.gid} is of another cluster "
-                f"that is called {segment.cluster!r} as well: give each a place of its own"
-            )
-
-    async def _put(self, gid: int, entries: Sequence[pb.LoggedEntry]) -> None:
+    async def _put(self, group: ArchivedGroup, entries: Sequence[pb.LoggedEntry]) -> None:
         content = pb.LogChunk(entries=entries).SerializeToString()
         digest = hashlib.sha256(content).hexdigest()
         stored = await asyncio.to_thread(zlib.compress, content, LEVEL)
         await self._store.put(
-            Segment(self._cluster, gid, entries[0].index, entries[-1].index, digest).name, stored
+            Segment(self._cluster, group, entries[0].index, entries[-1].index, digest).name, stored
         )

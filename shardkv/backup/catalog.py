@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
-from shardkv.backup.archive import Segment, segments
+from shardkv.backup.archive import Segment, segments, watermark
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import Manifest, name_of
 from shardkv.backup.store import Store, chunk_name
@@ -92,11 +92,16 @@ async def _prune_archive(store: Store, left: list[Manifest]) -> int:
     """Segments before every backup that is left: no restore begins so early any more."""
     count = 0
     for cluster in {manifest.cluster for manifest in left}:
-        for gid, of_group in (await segments(store, cluster)).items():
-            first = [m.groups[gid].index for m in left if m.cluster == cluster and gid in m.groups]
+        of_cluster = [manifest for manifest in left if manifest.cluster == cluster]
+        for group, of_group in (await segments(store, cluster)).items():
+            parts = [manifest.groups.get(group.gid) for manifest in of_cluster]
+            first = [part.index for part in parts if part is not None and part.incarnation == group.incarnation]
+            # A group that no backup knows joined later, and its log is needed from the beginning;
+            # or nothing was archived of it any more when the oldest of them was made: then it was gone.
+            until = 0 if first else await watermark(store, cluster, group)
+            gone = 0 < until < min(manifest.time_ms for manifest in of_cluster)
             for segment in of_group:
-                # Groups that no backup knows joined later: theirs are whole from the beginning.
-                if first and segment.last <= min(first):
+                if gone or (first and segment.last <= min(first)):
                     await store.delete(segment.name)
                     count += 1
     return count

@@ -102,7 +102,7 @@ class Backup:
             time_ms = max([await self._now(config.groups[gid].addresses, view) for gid, view in views.items()])
             manifest = Manifest(id, self._controller.cluster, config.num, time_ms, len(config.by_id))
             for gid, view in views.items():
-                part = GroupPart(view.index, view.term)
+                part = GroupPart(view.index, view.term, f"{view.incarnation:016x}")
                 await self._log_until(part, config.groups[gid].addresses, time_ms)
                 manifest.groups[gid] = part
             async with asyncio.TaskGroup() as copies:
@@ -142,6 +142,8 @@ class Backup:
         part.last, newest = part.index, 0
         while True:
             reply = await read_log(self._dialer, addresses, part.last, 0.0, barrier=True)
+            if f"{reply.incarnation:016x}" != part.incarnation:
+                raise SourceLost("another group answers under its number than the one whose view was opened")
             kept = pb.LogChunk()
             for entry in reply.entries:
                 stamp, command = unstamp(Entry(entry.index, entry.term, Kind(entry.kind), entry.data))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from shardkv.backup.errors import Damaged
 
-FORMAT = 1
+FORMAT = 2  # 2: which incarnation a group was
 
 
 @dataclass
@@ -18,6 +18,7 @@ class GroupPart:
 
     index: int
     term: int
+    incarnation: str  # of the group, 16 hexadecimal digits: its number may be another group's later
     chunks: list[str] = field(default_factory=list)  # digests, in key order
     pairs: int = 0
     bytes: int = 0

@@ -19,7 +19,7 @@ from raft.types import Entry, Kind, SnapshotMeta
 from shardkv import layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
-from shardkv.backup.archive import Segment
+from shardkv.backup.archive import ArchivedGroup, Segment
 from shardkv.backup.chunks import MalformedFrame, pairs_of
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
@@ -41,16 +41,16 @@ class Piece:
 
     start: bytes
     end: bytes
-    gid: int
+    group: ArchivedGroup
 
 
 class Revived:
     """One group as it was: its state machine on a database in `directory`."""
 
-    def __init__(self, gid: int, directory: Path) -> None:
-        self.gid = gid
+    def __init__(self, name: ArchivedGroup, directory: Path) -> None:
+        self.name, self.gid = name, name.gid
         self._engine = RocksEngine(directory)
-        self.machine = ShardMachine(gid, self._engine)
+        self.machine = ShardMachine(self.gid, self._engine)
         self.reaches_ms = 0  # up to when it is known to be whole
         self._newest = 0  # stamp
 
@@ -68,6 +68,8 @@ class Revived:
         if not part.chunks:
             self._engine.write([], {}, applied)
         self.machine = ShardMachine(self.gid, self._engine)
+        if f"{self.machine.incarnation:016x}" != self.name.incarnation:
+            raise Damaged(f"{store.url}: the chunks of group {self.gid} are of another group of that number")
 
     def replay(self, entries: Iterator[pb.LoggedEntry], until_ms: int) -> bool:
         """Apply what follows; whether the moment is passed. Raises BackupError for a gap."""
@@ -118,7 +120,7 @@ class Restore:
         self._store, self._directory = store, directory
         self._throttle = Throttle(rate)
         self._loaded, self._written = loaded, written
-        self._groups: dict[int, Revived] = {}
+        self._groups: dict[ArchivedGroup, Revived] = {}
 
     async def choose(self, id: str, at_ms: int | None) -> Manifest:
         """The backup to begin with: the named one, the newest, or the newest before a moment. Raises BackupError."""
@@ -139,16 +141,17 @@ class Restore:
         """All groups as they were, and who held what. Raises BackupError."""
         until = manifest.time_ms if at_ms is None else at_ms
         archived = {} if at_ms is None else await archive.segments(self._store, manifest.cluster)
-        for gid in sorted({*manifest.groups, *archived}):
-            part = manifest.groups.get(gid)
-            group = self._groups[gid] = Revived(gid, self._directory / f"group-{gid}")
+        parts = {ArchivedGroup(gid, part.incarnation): part for gid, part in manifest.groups.items()}
+        for name in sorted({*parts, *archived}):
+            part = parts.get(name)
+            group = self._groups[name] = Revived(name, self._directory / f"group-{name}")
             if part is not None:
                 await group.load(self._store, part, self._loaded)
                 await self._replay_tail(group, part, until)
             if at_ms is None:
                 group.reaches_ms = until
             else:
-                await self._replay_archive(group, archived.get(gid, []), manifest.cluster, at_ms)
+                await self._replay_archive(group, archived.get(name, []), manifest.cluster, at_ms)
         return self._pieces(until)
 
     async def _replay_tail(self, group: Revived, part: GroupPart, until: int) -> None:
@@ -156,7 +159,7 @@ class Restore:
             group.replay(iter(pb.LogChunk.FromString(content).entries), until)
 
     async def _replay_archive(self, group: Revived, segments: list[Segment], cluster: str, until: int) -> None:
-        group.reaches_ms = await archive.watermark(self._store, cluster, group.gid)
+        group.reaches_ms = await archive.watermark(self._store, cluster, group.name)
         for segment in segments:
             if segment.last <= group.machine.applied.index:
                 continue
@@ -187,7 +190,7 @@ class Restore:
                     f"the archive of group {group.gid} reaches to {moment(group.reaches_ms)} only: "
                     "choose an earlier moment, or let `shardkv backup archive` catch up"
                 )
-            pieces.append(Piece(start, end, group.gid))
+            pieces.append(Piece(start, end, group.name))
         return pieces
 
     async def write(self, clerk: AsyncShardClerk, pieces: list[Piece], name: str) -> tuple[int, int]:
@@ -207,7 +210,7 @@ class Restore:
         waiting: set[asyncio.Future[None]] = set()
         try:
             for piece in pieces:
-                for key, value in self._groups[piece.gid].pairs(piece):
+                for key, value in self._groups[piece.group].pairs(piece):
                     waiting.add(asyncio.ensure_future(clerk.put(key, value)))
                     keys, size, count = keys + 1, size + len(key) + len(value), count + len(key) + len(value)
                     if len(waiting) >= WRITES_AT_ONCE:

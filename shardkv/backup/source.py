@@ -73,6 +73,7 @@ class GroupView:
         self.address = address
         self.id, self.index, self.term = first.id, first.applied_index, first.applied_term
         self.config_num, self.clock_ms = first.config_num, first.clock_ms
+        self.incarnation = first.incarnation
         self._dialer, self._first = dialer, first
 
     async def pages(self) -> AsyncIterator[list[tuple[bytes, bytes]]]:

@@ -27,7 +27,7 @@ from shardkv.cli.common import (
     use_tls,
 )
 from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
-from shardkv.observe.overview import Overview, wait_settled
+from shardkv.observe.overview import Overview, problems, wait_settled
 from shardkv.options import NODE
 
 READY_SECONDS = 60.0
@@ -164,7 +164,8 @@ def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
             except AdminRefused as error:
                 raise Failed(str(error)) from None
         if not await wait_settled(session.overview, deadline - time.monotonic(), lambda serving, total: None):
-            raise Failed("not every shard serves; the logs are in the processes' directories", UNREACHABLE)
+            named = problems(await session.overview()) or ["the logs are in the processes' directories"]
+            raise Failed("\n! ".join(["not every shard serves", *named]), UNREACHABLE)
         return await session.overview()
 
     return with_session(",".join(cluster.addresses("controller", 0)), run)
