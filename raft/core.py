@@ -18,6 +18,7 @@ from random import Random
 from typing import assert_never
 
 from raft.border import check
+from raft.disk_watch import DiskWatch
 from raft.errors import Busy, NotLeader, Transferring
 from raft.log import Log
 from raft.membership import Memberships, first_step
@@ -39,7 +40,7 @@ from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
 from raft.reads import Ticket
 from raft.ready import Options, Ready, Write
 from raft.replication import back_up, entries_for, heartbeat_for
-from raft.roles import Candidate, Follower, Leader, Role, lease_holds, waiting_reads
+from raft.roles import Candidate, Follower, Leader, Role, lease_holds, successor, waiting_reads
 from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
 
 
@@ -72,7 +73,11 @@ class Raft:
         self._now = 0.0
         self._saved = hard_state
         self._elapsed = 0  # ticks since the timer was reset; what it times depends on the role
-        self._heartbeat_elapsed = self._ticks_since_start = 0
+        self._heartbeat_elapsed = 0
+        # Ticks since we heard a leader, of whatever term: a lease may rest on our silence until a timeout
+        # has passed. A restart forgets whom we heard, so with leases it counts as if we had heard one.
+        self._quiet_ticks = 0 if options.lease_seconds > 0 else options.election_ticks
+        self.disk = DiskWatch()
         self._timeout = self._draw_timeout()
         self._out = Outbox(id, hard_state.term)
 
@@ -96,6 +101,11 @@ class Raft:
         return isinstance(self.role, Leader)
 
     @property
+    def disk_hangs(self) -> bool:
+        """Whether our disk has not answered for an election timeout: then others should lead."""
+        return self.disk.silent_ticks >= self.options.election_ticks
+
+    @property
     def membership(self) -> Membership:
         """The newest in the log, committed or not (thesis §4.1)."""
         return self.memberships.current
@@ -106,7 +116,8 @@ class Raft:
         """One tick passed. `now` is a monotonic clock in seconds, used for leases alone."""
         self._now = max(self._now, now)
         self._elapsed += 1
-        self._ticks_since_start += 1
+        self._quiet_ticks += 1
+        self.disk.tick()
         match self.role:
             case Leader() as leader:
                 self._tick_leader(leader)
@@ -181,6 +192,7 @@ class Raft:
     def written(self, write: Write) -> None:
         """The oldest write handed out is durable. The driver sends its promises to others."""
         self.log.written()
+        self.disk.answered()
         if write.hard_state is not None:
             self._out.disk_knows(write.hard_state.term)
         for promise in write.promises:
@@ -234,6 +246,7 @@ class Raft:
                 progress[peer].become_probe()
             case Follower(leader=leader) if leader == peer and self.options.lease_seconds == 0:
                 self._become_follower(self.term)
+                self._quiet_ticks = self.options.election_ticks
                 self._timeout = self._rng.randrange(1, self.options.election_ticks // 2 + 2)
             case _:
                 pass
@@ -322,10 +335,7 @@ class Raft:
                 pass
 
     def _hears_a_leader(self) -> bool:
-        if self.options.lease_seconds > 0 and self._ticks_since_start < self.options.election_ticks:
-            # A restart forgets whom we heard; a lease may rest on us until a timeout has passed.
-            return True
-        return self.leader != NOBODY and self._elapsed < self.options.election_ticks
+        return self.is_leader or self._quiet_ticks < self.options.election_ticks
 
     # ---- membership (thesis §4)
 
@@ -367,7 +377,7 @@ class Raft:
     def _campaign(self, pre: bool, transfer: bool = False) -> None:
         self._fail_reads()
         self._reset_timer()
-        if not self.memberships.may_campaign(self.id, self.commit_index):
+        if self.disk_hangs or not self.memberships.may_campaign(self.id, self.commit_index):
             self.role = Follower()
             return
         self.role = Candidate(pre)
@@ -399,7 +409,8 @@ class Raft:
                 self._send(sender, RequestVoteReply(pre=True, granted=False))
             return
         free = self.voted_for in (NOBODY, sender) and self.leader in (NOBODY, sender)
-        if free and up_to_date:
+        # Also where another message brought the term: the leader before it may hold a lease.
+        if free and up_to_date and (message.transfer or not self._hears_a_leader()):
             self.voted_for = sender
             self._reset_timer()
             self._promise(sender, RequestVoteReply(pre=False, granted=True))
@@ -436,6 +447,10 @@ class Raft:
     # ---- replication (§5.3)
 
     def _tick_leader(self, leader: Leader) -> None:
+        if self.disk_hangs and (heir := successor(leader, self.membership)) != NOBODY:
+            self._send(heir, TimeoutNow())  # if the message is lost, a timeout does it
+            self._become_follower(self.term)
+            return
         if self._elapsed >= self.options.election_ticks:
             self._elapsed = 0
             leader.transfer_to = NOBODY  # not done within a timeout: given up, proposals go on
@@ -536,10 +551,11 @@ class Raft:
         match_index = prev_index + len(entries)
         self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
         assert self.commit_index <= self.log.last_index, "committed is what is in the log"
-        if message.entries and match_index > self.log.durable_index:
+        if message.entries and match_index > self.log.durable_index and not self.disk_hangs:
             self._promise(sender, AppendReply(True, match_index, message.read_seq, low=self.low))
         else:
-            # A heartbeat is answered past a slow disk, but only for what is on it.
+            # A heartbeat is answered past a slow disk, but only for what is on it. Past one that hangs
+            # everything is, or each repetition of an entry would add to what waits for it.
             durable = min(match_index, self.log.durable_index)
             self._send(sender, AppendReply(True, durable, message.read_seq, low=self.low))
 
@@ -662,6 +678,7 @@ class Raft:
         if not changed and not self._out.has_promises and not self.log.has_unwritten():
             return None
         self._saved = hard_state
+        self.disk.handed()
         return Write(hard_state if changed else None, self.log.take_unwritten(), self._out.take_promises())
 
     def _take_committed(self) -> tuple[Entry, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import assert_never
 
 from raft.progress import Progress
-from raft.quorum import Membership
+from raft.quorum import Membership, has_quorum
 from raft.reads import FollowerReads, LeaderReads, Ticket, lease_start
 from raft.types import NOBODY, Index, NodeId
 
@@ -60,3 +60,12 @@ def lease_holds(leader: Leader, id: NodeId, membership: Membership, now: float, 
     confirmed_at = {node: peer.confirmed_at for node, peer in leader.progress.items()} | {id: now}
     start = lease_start(membership, confirmed_at)
     return start > 0 and now < start + seconds  # 0: some majority has confirmed nothing yet
+
+
+def successor(leader: Leader, membership: Membership) -> NodeId:
+    """Who should lead in place of this leader: the voter that stores most. NOBODY where the others are no quorum."""
+    active = {node: peer.recently_active for node, peer in leader.progress.items()}
+    if not has_quorum(membership, active):
+        return NOBODY  # they could elect nobody without us
+    voters = [node for node, up in active.items() if up and node in membership.voters]
+    return max(voters, key=lambda node: leader.progress[node].match_index)

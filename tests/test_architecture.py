@@ -18,6 +18,7 @@ PURE = {
     "raft/border.py",
     "raft/bounds.py",
     "raft/core.py",
+    "raft/disk_watch.py",
     "raft/errors.py",
     "raft/log.py",
     "raft/membership.py",
