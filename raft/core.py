@@ -517,11 +517,9 @@ class Raft:
 
     def _hear_leader(self, sender: NodeId) -> None:
         """Word from the leader of our term: follow it, and start the clock anew."""
-        assert self.term_leader in (NOBODY, sender) and not isinstance(self.role, Leader), (
-            "two leaders in a term"
-        )
-        self.term_leader = sender
-        if isinstance(self.role, Candidate) or self.role.leader != sender:
+        assert self.term_leader in (NOBODY, sender) and not self.is_leader, "two leaders in a term"
+        self.term_leader, self._quiet_ticks = sender, 0
+        if self.leader != sender:
             self._become_follower(self.term, sender)
         else:
             self._reset_timer()

@@ -98,14 +98,14 @@ def test_a_newer_term_does_not_end_the_promise_that_a_lease_rests_on(nudge: str)
         b.hear(*a.take(2))
         c.hear(*a.take(3))
         a.hear(*b.take(1), *c.take(1))
-    while c.core.term <= a.core.term:  # replica 3 hears nobody, and a pre-vote of an earlier time lets it campaign
+    while (
+        c.core.term <= a.core.term
+    ):  # replica 3 hears nobody, and a pre-vote of an earlier time lets it campaign
         c.tick()
         c.hear(Envelope(2, 3, c.core.term + 1, RequestVoteReply(True, True)))
     requests = [mail for mail in c.take(2) if isinstance(mail.message, RequestVote) and not mail.message.pre]
     assert requests
-    a.now = b.now = c.now
-    a.core.read(1, a.now)
-    a.work()
+    a.tick(a.core.options.heartbeat_ticks)
     b.hear(*a.take(2))
     a.hear(*b.take(1))
     a.core.read(2, a.now)
@@ -143,7 +143,7 @@ def test_a_restart_keeps_the_promise_for_requests_of_its_own_term_too() -> None:
 
 
 def test_a_transfer_may_pass_the_promise() -> None:
-    a, b, c = trio(lease_seconds=0.5)
+    a, b, _ = trio(lease_seconds=0.5)
     elect(a, b)
     b.hear(Envelope(3, 2, a.core.term + 1, RequestVote(False, 9, a.core.term, transfer=True)))
     assert b.core.voted_for == 3
@@ -200,9 +200,7 @@ def test_a_lease_while_joint_asks_both_halves(half: tuple[int, int]) -> None:
 
 
 def test_learners_confirm_neither_reads_nor_leases() -> None:
-    replica = Replica(
-        1, Membership(frozenset({1, 2, 3}), learners=frozenset({4, 5, 6})), lease_seconds=0.5
-    )
+    replica = Replica(1, Membership(frozenset({1, 2, 3}), learners=frozenset({4, 5, 6})), lease_seconds=0.5)
     while not replica.core.is_leader:
         replica.tick()
         for envelope in replica.take(2):
@@ -236,7 +234,9 @@ def test_a_lease_begins_when_its_round_was_sent_not_when_the_answer_came() -> No
     replica.now = sent + 0.55
     replica.core.read(1, replica.now)
     replica.work()
-    assert not replica.reads, "the follower's promise began when it heard the round, which may be at its sending"
+    assert not replica.reads, (
+        "the follower's promise began when it heard the round, which may be at its sending"
+    )
 
 
 def test_an_answer_to_a_read_of_an_earlier_leadership_releases_no_later_one() -> None:
