@@ -552,8 +552,7 @@ class Raft:
         if message.entries and match_index > self.log.durable_index and not self.disk_hangs:
             self._promise(sender, AppendReply(True, match_index, message.read_seq, low=self.low))
         else:
-            # A heartbeat is answered past a slow disk, but only for what is on it. Past one that hangs
-            # everything is, or each repetition of an entry would add to what waits for it.
+            # A heartbeat is answered past a slow disk, for what is on it; past one that hangs, all appends are.
             durable = min(match_index, self.log.durable_index)
             self._send(sender, AppendReply(True, durable, message.read_seq, low=self.low))
 
@@ -665,7 +664,8 @@ class Raft:
     # ---- work
 
     def _send(self, to: NodeId, message: Statement) -> None:
-        self._out.send(to, self.term, message)
+        if self._out.is_known(self.term) or not self.disk_hangs:  # else as if lost, lest repetitions pile up
+            self._out.send(to, self.term, message)
 
     def _promise(self, to: NodeId, message: Promise) -> None:
         self._out.promise(to, self.term, message)

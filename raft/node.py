@@ -99,12 +99,25 @@ class Node:
         self.free_bytes = 0  # on the disk; 0 where nobody looks
         self.leader_changes = 0
         self.refusals = Refusals()
+        self._disk_hung = False  # as last said in the log
         self._last_leader: NodeId = 0
 
     @property
     def queued_writes(self) -> int:
         """Jobs that wait for the disk."""
         return self._jobs.qsize()
+
+    @property
+    def disk_silent_seconds(self) -> float:
+        """For how long a write has been out to the disk without an answer; 0 where none is out."""
+        return self.core.disk.silent_ticks * self._options.tick_seconds
+
+    @property
+    def disk(self) -> str:
+        """How the disk of the log does, for people."""
+        if not self.core.disk_hangs:
+            return "ok"
+        return f"the disk has not answered for {self.disk_silent_seconds:.1f} s"
 
     @property
     def snapshots_sending(self) -> int:
@@ -298,6 +311,18 @@ class Node:
         while True:
             await asyncio.sleep(self._options.tick_seconds)
             self._tell(self.core.tick, self._loop.time())
+            self._note_disk()
+
+    def _note_disk(self) -> None:
+        """Say in the log when the disk stops to answer, and when it answers again."""
+        hangs = self.core.disk_hangs
+        if hangs and not self._disk_hung:
+            log.error(
+                "replica %d: %s: this replica does not lead until the disk answers", self.core.id, self.disk
+            )
+        elif self._disk_hung and not hangs:
+            log.warning("replica %d: the disk answers again", self.core.id)
+        self._disk_hung = hangs
 
     async def _write_forever(self) -> None:
         """Group commit: what queued up during one sync shares the next."""

@@ -75,12 +75,16 @@ class Outbox:
         """Leaves at once if the disk knows `term`, else with the write that tells it."""
         assert not (isinstance(message, RequestVoteReply) and message.granted), "a vote is a promise"
         envelope = Envelope(self._id, to, term, message)
-        (self._messages if term <= self._disk_term else self._promises).append(envelope)
+        (self._messages if self.is_known(term) else self._promises).append(envelope)
 
     def ask(self, to: NodeId, term: Term, message: Question) -> None:
         """A pre-vote, or its grant: `term` is the one that is asked about."""
         assert message.pre, "a real campaign rests on the disk"
         self._messages.append(Envelope(self._id, to, term, message))
+
+    def is_known(self, term: Term) -> bool:
+        """Whether the disk knows `term`, so that a statement in it leaves at once."""
+        return term <= self._disk_term
 
     def disk_knows(self, term: Term) -> None:
         """A write that holds `term` is durable."""

@@ -214,6 +214,7 @@ class ControllerServer:
                 **self.about,
                 "config_num": self.machine.config.num,
                 "room": self.replica.node.room.name,
+                "disk": self.replica.node.disk,
                 "free_bytes": self.replica.node.free_bytes,
             }
         ).encode()

@@ -218,6 +218,7 @@ class GroupServer:
             "joined": machine.ownership.joins[1],
             "operations": machine.operations,
             "room": self.replica.node.room.name,
+            "disk": self.replica.node.disk,
             "read_only": self.replica.is_leader and not has_room(core),
             "free_bytes": self.replica.node.free_bytes,
             "scrub": machine.engine.scrub_progress(),

@@ -164,6 +164,11 @@ def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:
     )
     yield _gauge("disk_free_bytes", "Free on the file system of the data", node.free_bytes)
     yield _gauge("disk_room", "Room on it: 0 plenty, 1 low, 2 full", node.room)
+    yield _gauge(
+        "raft_disk_silent_seconds",
+        "For how long a write to the log has waited without an answer of the disk",
+        node.disk_silent_seconds,
+    )
     yield _gauge("raft_queued_writes", "Jobs that wait for the disk", node.queued_writes)
     yield _gauge("raft_waiting_proposals", "Commands that wait to be applied", replica.waiting_proposals)
     yield _gauge(

@@ -48,6 +48,8 @@ def role_of(said: Mapping[str, Any] | None) -> str:
         return "no answer"
     if said.get("read_only"):
         return f"{said['role']}, READ-ONLY"
+    if said.get("disk", "ok") != "ok":
+        return f"{said['role']}, disk HANGS"
     room = said.get("room", "PLENTY")
     return str(said["role"]) if room == "PLENTY" else f"{said['role']}, disk {room.lower()}"
 
@@ -90,6 +92,8 @@ def problems(overview: Overview) -> list[str]:
             if status.get("room", "PLENTY") != "PLENTY":
                 megabytes = status.get("free_bytes", 0) / 1e6
                 found.append(f"{name}: {address} has {megabytes:,.0f} MB left on its disk ({status['room']})")
+            if status.get("disk", "ok") != "ok":
+                found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
             if newest - status["applied_index"] > LAGGING_ENTRIES:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):

@@ -17,6 +17,7 @@ from random import Random
 class DiskFaults:
     sync_seconds: tuple[float, float] = (0.0005, 0.002)
     slow: float = 0.0  # chance that a sync takes 50 times as long
+    hang: bool = False  # no sync returns until this ends
     failing: bool = False  # every write fails from now on (EIO), perhaps after a part of it was done
     full: bool = False  # every write fails from now on (ENOSPC)
     fail_at: int = 0  # the how-manyth sync from now fails, once (0: none)
@@ -74,6 +75,8 @@ class SimDirectory:
         if rng.random() < faults.slow:
             delay *= 50
         await asyncio.sleep(delay)
+        while faults.hang:
+            await asyncio.sleep(0.01)
         await self._if_alive()
         if faults.failing or faults.full:
             raise OSError(errno.EIO if faults.failing else errno.ENOSPC, "simulated disk fault")
