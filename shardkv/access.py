@@ -59,6 +59,7 @@ RIGHTS = {
     "kv.transfer": Right.ADMIN,
     "kv.log": Right.ADMIN,
     "kv.view": Right.ADMIN,
+    "kv.check": Right.ADMIN,
     "raft.members": Right.ADMIN,
     "shard.pull": Right.NODE,
     "shard.serves": Right.NODE,

@@ -1,7 +1,8 @@
 """What a group's log holds besides no-ops: client frames, and the steps of configurations and hand-overs.
 
 command  kind u8; a client frame: largest value u32 (the leader's limit, so that all
-         replicas judge an append alike), the frame; the others: a protobuf message
+         replicas judge an append alike), the frame; a check: its id (16 bytes); the
+         others: a protobuf message
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import struct
 
 from shardkv import shardkv_pb2 as pb
 
-FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED = 1, 2, 3, 4, 5, 6, 7
+FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -41,3 +42,8 @@ def close(shard: int, epoch: int) -> bytes:
 
 def release(shard: int, epoch: int) -> bytes:
     return bytes([RELEASE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def check(id: bytes) -> bytes:
+    """Changes nothing: every replica notes what it holds after this entry (`checking.py`)."""
+    return bytes([CHECK]) + id

@@ -160,14 +160,17 @@ class MemoryView:
     """A copy: what is in memory is small."""
 
     def __init__(self, applied: SnapshotMeta, pairs: Any) -> None:
-        self.applied, self._pairs = applied, pairs
+        self.applied = applied
+        self._pairs: Any = pairs
 
     def scan(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+        if self._pairs is None:
+            raise ViewGone("the view was closed")
         for key in self._pairs.irange(start):
             yield key, self._pairs[key]
 
     def close(self) -> None:
-        self._pairs = SortedDict()
+        self._pairs = None
 
 
 class Batch:

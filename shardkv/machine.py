@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raft.rsm import unstamp
 from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
@@ -47,6 +47,8 @@ class ShardMachine:
         self.operations = 0  # applied since the start, for status
         self.writes: Counter[int] = Counter()  # of these, by shard
         self.reads: Counter[int] = Counter()  # answered by this replica, by shard
+        # Called with a check's id when everything up to its entry, and nothing after it, is in the engine.
+        self.on_check: Callable[[bytes], None] | None = None
         self._load()
 
     def _load(self) -> None:
@@ -292,6 +294,8 @@ class ShardMachine:
             step = pb.Step.FromString(body)
             effects = ownership.released(step.shard, step.epoch)
             done = bool(effects)
+        elif kind == commands.CHECK:
+            pass  # the commit below is what it is for
         else:
             raise AssertionError(f"a command of unknown kind {kind}")
         for effect in effects:
@@ -301,6 +305,8 @@ class ShardMachine:
         for effect in effects:
             if isinstance(effect, Drop):
                 self.engine.reclaim(*layout.data_range(effect.start, effect.end))
+        if kind == commands.CHECK and self.on_check is not None:
+            self.on_check(body)
         return b"1" if done else b""
 
     def _begin(self, incarnation: int) -> bool:

@@ -80,6 +80,7 @@ METHODS = frozenset(
         "ctl.users",
         "kv.log",
         "kv.view",
+        "kv.check",
     ]
 )
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well

@@ -23,6 +23,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.server import change_members, refusal_of
 from shardkv import commands, frames, lending
 from shardkv import shardkv_pb2 as pb
+from shardkv.checking import ID_BYTES, Checks
 from shardkv.engine import ViewGone
 from shardkv.frames import Limits, MalformedFrame
 from shardkv.lending import PACE, Pace
@@ -58,7 +59,9 @@ class GroupServer:
         self._limits, self._clock_ms = limits, clock_ms
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
-        self._views = Views(self.machine)
+        self._rng = rng
+        self._checks = Checks(self.machine)
+        self._views = Views(self.machine, self._checks)
         self._sizes = Sizes(self.machine)
         self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
@@ -70,6 +73,7 @@ class GroupServer:
 
     async def stop(self) -> None:
         self._views.close()
+        await self._checks.stop()
         await self._sizes.stop()
         await self.migrator.stop()
         await self.replica.stop()
@@ -94,6 +98,8 @@ class GroupServer:
                     return await change_members(self.replica, payload)
                 case "kv.view":
                     return answer(await self._view(pb.ViewRequest.FromString(payload)))
+                case "kv.check":
+                    return answer(await self._check(pb.CheckRequest.FromString(payload)))
                 case "kv.log":
                     request = pb.LogRequest.FromString(payload)
                     now_ms = self._clock_ms()
@@ -168,9 +174,22 @@ class GroupServer:
     # ---- for operators
 
     async def _view(self, request: pb.ViewRequest) -> bytes:
-        if not request.id and not request.close:
+        if not request.id and not request.close and not request.check:
             await self.replica.read_barrier()  # all that was acknowledged before is in it
         return self._views.answer(request).SerializeToString()
+
+    async def _check(self, request: pb.CheckRequest) -> bytes:
+        self.replica.check_running()
+        if request.id:
+            return self._checks.answer(request).SerializeToString()
+        self._checks.check_free()
+        id = self._rng.getrandbits(8 * ID_BYTES).to_bytes(ID_BYTES, "big")
+        await self.replica.propose(commands.check(id))
+        reply = self._checks.answer(pb.CheckRequest(id=id))
+        membership = self.replica.core.membership
+        members = membership.voters | membership.outgoing | membership.learners
+        reply.members.extend(membership.addresses[node] for node in sorted(members))
+        return reply.SerializeToString()
 
     def _transfer(self, to: NodeId) -> bytes:
         if not to:

@@ -1,10 +1,20 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class CheckState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPUTING: _ClassVar[CheckState]
+    COMPLETE: _ClassVar[CheckState]
+    GONE: _ClassVar[CheckState]
+COMPUTING: CheckState
+COMPLETE: CheckState
+GONE: CheckState
 
 class Peer(_message.Message):
     __slots__ = ("gid", "addresses", "joined")
@@ -179,14 +189,16 @@ class ServesReply(_message.Message):
     def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ...) -> None: ...
 
 class ViewRequest(_message.Message):
-    __slots__ = ("id", "cursor", "close")
+    __slots__ = ("id", "cursor", "close", "check")
     ID_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    CHECK_FIELD_NUMBER: _ClassVar[int]
     id: int
     cursor: bytes
     close: bool
-    def __init__(self, id: _Optional[int] = ..., cursor: _Optional[bytes] = ..., close: bool = ...) -> None: ...
+    check: bytes
+    def __init__(self, id: _Optional[int] = ..., cursor: _Optional[bytes] = ..., close: bool = ..., check: _Optional[bytes] = ...) -> None: ...
 
 class ViewReply(_message.Message):
     __slots__ = ("id", "applied_index", "applied_term", "config_num", "clock_ms", "page", "incarnation")
@@ -243,6 +255,52 @@ class LogReply(_message.Message):
     incarnation: int
     claimed: bool
     def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., claimed: bool = ...) -> None: ...
+
+class CheckRequest(_message.Message):
+    __slots__ = ("id", "close")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    close: bool
+    def __init__(self, id: _Optional[bytes] = ..., close: bool = ...) -> None: ...
+
+class RangeDigest(_message.Message):
+    __slots__ = ("shard", "start", "end", "pairs", "digest")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    start: bytes
+    end: bytes
+    pairs: int
+    digest: bytes
+    def __init__(self, shard: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., pairs: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class CheckReply(_message.Message):
+    __slots__ = ("id", "state", "index", "config_num", "shards", "rest", "pairs", "why", "members", "applied_index")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_NUM_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
+    PAIRS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    state: CheckState
+    index: int
+    config_num: int
+    shards: _containers.RepeatedCompositeFieldContainer[RangeDigest]
+    rest: RangeDigest
+    pairs: int
+    why: str
+    members: _containers.RepeatedScalarFieldContainer[str]
+    applied_index: int
+    def __init__(self, id: _Optional[bytes] = ..., state: _Optional[_Union[CheckState, str]] = ..., index: _Optional[int] = ..., config_num: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[RangeDigest, _Mapping]]] = ..., rest: _Optional[_Union[RangeDigest, _Mapping]] = ..., pairs: _Optional[int] = ..., why: _Optional[str] = ..., members: _Optional[_Iterable[str]] = ..., applied_index: _Optional[int] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("entries",)

@@ -7,12 +7,14 @@ forgotten: there are few at once, and one that nobody asks for is closed after a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from raft.errors import Busy
 from raft.rsm import ReplicatedMachine
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
+from shardkv.checking import Checks
 from shardkv.engine import View, ViewGone
 from shardkv.machine import ShardMachine
 
@@ -29,14 +31,15 @@ class _Open:
     clock_ms: int
     config_num: int
     incarnation: int
+    release: Callable[[], None]
     timer: asyncio.TimerHandle
 
 
 class Views:
     """The views of one replica that are open."""
 
-    def __init__(self, machine: ShardMachine) -> None:
-        self._machine = machine
+    def __init__(self, machine: ShardMachine, checks: Checks) -> None:
+        self._machine, self._checks = machine, checks
         self._open: dict[int, _Open] = {}
         self._next = 0
 
@@ -45,7 +48,7 @@ class Views:
         if request.close:
             self._close(request.id)
             return pb.ViewReply(id=request.id)
-        number = request.id or self._new()
+        number = request.id or self._new(request.check)
         opened = self._open.get(number)
         if opened is None:
             raise ViewGone(f"there is no view {number} here any more")
@@ -62,22 +65,30 @@ class Views:
             page=_page(opened.view, request.cursor),
         )
 
-    def _new(self) -> int:
+    def _new(self, check: bytes) -> int:
+        """A view of this moment, or the one that a check holds."""
         if len(self._open) >= MAX_VIEWS:
             raise Busy(f"{MAX_VIEWS} views are open")
-        self._next += 1
         machine = self._machine
+        if check:
+            moment = self._checks.lend(check)
+            view, clock_ms, config_num = moment.view, moment.clock_ms, moment.config_num
+            incarnation = moment.incarnation
+            release = moment.release
+        else:
+            view, clock_ms, config_num = machine.engine.view(), machine.clock_ms, machine.ownership.config_num
+            incarnation = machine.incarnation
+            release = view.close
+        self._next += 1
         timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._close, self._next)
-        self._open[self._next] = _Open(
-            machine.engine.view(), machine.clock_ms, machine.ownership.config_num, machine.incarnation, timer
-        )
+        self._open[self._next] = _Open(view, clock_ms, config_num, incarnation, release, timer)
         return self._next
 
     def _close(self, number: int) -> None:
         opened = self._open.pop(number, None)
         if opened is not None:
             opened.timer.cancel()
-            opened.view.close()
+            opened.release()
 
     def close(self) -> None:
         for number in list(self._open):

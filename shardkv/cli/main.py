@@ -8,6 +8,7 @@ from shardkv.cli.admin import admin, status
 from shardkv.cli.backup import backup, restore
 from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
+from shardkv.cli.check import check
 from shardkv.cli.data import append, cas, delete, get, put, scan
 from shardkv.cli.health import health
 from shardkv.cli.members import member
@@ -27,7 +28,7 @@ def main() -> None:
     """
 
 
-for group in (member, user, access):
+for group in (member, user, access, check):
     admin.add_command(group)
 for command in (
     up,

@@ -109,6 +109,7 @@ async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
         await work.read_all(world.clerk())
     await world.converge(SETTLE_SECONDS)
     world.compare_replicas()
+    await world.check_groups()
     world.check_leftovers()
     outcome = Outcome(seed, faults.counts, world_time(), world.trace_hash)
     outcome.counts["operations"] = work.judge()

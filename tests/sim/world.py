@@ -35,6 +35,7 @@ from shardkv.engine import MemoryEngine
 from shardkv.frames import Limits
 from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
+from shardkv.observe.compare import GroupCheck, check_group
 from shardkv.observe.overview import Overview, look
 from shardkv.server import GroupServer
 from tests.sim import loop
@@ -487,6 +488,17 @@ class World:
                 assert states.setdefault(at, state) == state, f"{process.address} differs at entry {at[1]}"
                 compared += 1
         return compared
+
+    async def check(self, gid: int, patience: float = 30.0) -> GroupCheck:
+        """As `admin check` does it, while everything goes on."""
+        members = [process.address for process in self.of(gid)]
+        return await check_group(self._dialer, gid, members, patience)
+
+    async def check_groups(self) -> None:
+        """All members of all groups answer, and their digests are equal."""
+        for gid in sorted({process.gid for process in self.processes.values()} - {CONTROLLER}):
+            found = await self.check(gid)
+            assert found.agrees, f"group {gid}: {found.not_compared} {list(found.differences())}"
 
     def group_bytes(self, gid: int) -> list[int]:
         """What each live replica of a group holds in its engine, keys and values."""
