@@ -22,7 +22,6 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.checking import Checks
 from shardkv.digests import LENGTHS, Digest, Digester, Part
 from shardkv.engine import Engine, MemoryEngine, ViewGone
-from shardkv.machine import ShardMachine
 from shardkv.observe.compare import Begun, GroupCheck, Said, odd_ones
 from shardkv.rocks import RocksEngine
 from shardkv.tables import APPLIED_KEY
@@ -31,7 +30,7 @@ from tests.sim.disk import SimDisk
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import World, in_world
-from tests.test_units import CREATED, LOST, entry, learn, write
+from tests.test_units import CREATED, LOST, entry, learn, member, write
 
 # ---- digests
 
@@ -127,7 +126,7 @@ def test_digests_do_not_depend_on_the_engine_or_on_which_entries_are_applied_tog
     entries, rng = history(), Random(5)
 
     async def story(engine: Engine, most: int) -> tuple[bytes, bytes, list[bytes]]:
-        machine = ShardMachine(1, engine)
+        machine = member(engine)
         checks, replies, at = Checks(machine), [], 0
         while at < len(entries):
             count = rng.randint(1, most)
@@ -152,13 +151,13 @@ def test_the_moment_is_the_entry_s_whatever_shares_its_batch(tmp_path: Path, eng
     """What was written just before is in it, and what was written just after is not."""
 
     async def story() -> None:
-        machine = ShardMachine(1, ENGINES[engine](tmp_path))
+        machine = member(ENGINES[engine](tmp_path))
         checks = Checks(machine)
         machine.apply(history())
         moment = checks.lend(ID)
         assert moment.view.applied.index == CHECKED_AT
         held = dict(moment.view.scan(b""))
-        before = ShardMachine(1, ENGINES["memory"](tmp_path))
+        before = member(ENGINES["memory"](tmp_path))
         before.apply(history()[:CHECKED_AT])
         assert held == dict(before.engine.scan(b"", b"\xff"))
         assert machine.engine.get(b"dk0") == b"later" != held[b"dk0"]
@@ -175,7 +174,7 @@ def test_a_reply_does_not_tell_whether_a_view_was_opened(tmp_path: Path) -> None
             raise OSError("too many open files")
 
     async def story() -> None:
-        machine, other = (ShardMachine(1, kind(SimDisk(Random(1)).open())) for kind in (NoViews, MemoryEngine))
+        machine, other = (member(kind(SimDisk(Random(1)).open())) for kind in (NoViews, MemoryEngine))
         checks = Checks(machine)
         assert machine.apply(history()) == other.apply(history())
         assert list(machine.engine.scan(b"", b"\xff")) == list(other.engine.scan(b"", b"\xff"))
@@ -188,7 +187,7 @@ def test_checks_are_few_and_go_when_nobody_asks(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checking, "IDLE_SECONDS", 0.05)
 
     async def story() -> None:
-        machine = ShardMachine(1, MemoryEngine(SimDisk(Random(1)).open()))
+        machine = member(MemoryEngine(SimDisk(Random(1)).open()))
         checks = Checks(machine)
         machine.apply(history()[:CHECKED_AT])
         ids = [bytes([n]) * 16 for n in range(6)]
@@ -214,7 +213,7 @@ def test_checks_are_few_and_go_when_nobody_asks(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_view_of_a_check_is_what_the_check_holds(tmp_path: Path) -> None:
     async def story() -> None:
-        machine = ShardMachine(1, RocksEngine(tmp_path))
+        machine = member(RocksEngine(tmp_path))
         checks = Checks(machine)
         views = Views(machine, checks)
         machine.apply(history())

@@ -245,7 +245,7 @@ def learn(*changes: Change) -> bytes:
     return commands.learn([change_to_pb(change).SerializeToString() for change in changes])
 
 
-def member(engine: MemoryEngine) -> ShardMachine:
+def member(engine: Engine) -> ShardMachine:
     """The machine of a group 1 that has claimed its join of configuration 1, and learnt nothing yet."""
     engine.write([], {layout.JOINS: JOINS.pack(1, 1, 0)}, engine.applied)
     return ShardMachine(1, engine)
