@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -11,7 +12,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from rocksdict import AccessType, Options, Rdict
 
 from bench.live import LiveCluster, attempt
 from raft.errors import Busy
@@ -24,7 +24,6 @@ from shardkv.digests import LENGTHS, Digest, Digester, Part
 from shardkv.engine import Engine, MemoryEngine, ViewGone
 from shardkv.observe.compare import Begun, GroupCheck, Said, odd_ones
 from shardkv.rocks import RocksEngine
-from shardkv.tables import APPLIED_KEY
 from shardkv.viewing import Views
 from tests.sim.disk import SimDisk
 from tests.sim.network import Weather
@@ -361,36 +360,38 @@ def test_check_of_a_sound_cluster_ends_with_0(cluster: LiveCluster) -> None:
 
 def test_a_value_that_one_replica_has_wrong_is_found_and_named(cluster: LiveCluster) -> None:
     """Its database is whole by every checksum: somebody, or a bug, has written something else into it."""
-    leader = cluster.leader(1)
-    victim = next(
-        p for p in cluster.cluster().processes if p.role == "group" and p.gid == 1 and p.index != leader.index
-    )
+    groups = check(cluster)[1]["groups"]
+    gid = next(group["gid"] for group in groups if any(r["keys"] for r in group["replicas"].values()))
+    leader = cluster.leader(gid)
     running = cluster.cluster()
-    running.stop([next(p for p in running.processes if p.address == victim.address)])
-    silent = check(cluster, "1", "--patience", "1")
+    victim = next(p for p in running.processes if (p.role, p.gid) == ("group", gid) and p.index != leader.index)
+    running.stop([victim])
+    silent = check(cluster, str(gid), "--patience", "1")
     assert silent[0] == 1 and "not_compared" in silent[1]["groups"][0]["replicas"][victim.address]
     key = overwrite_one(Path(victim.data))
     cluster.up()
     status, said, error = check(cluster)
-    assert status == 1 and "group 1" in error, error
-    (difference,) = [d for group in said["groups"] for d in group["differences"]]
-    config = cluster.json("admin", "query")
-    owner = max((s for s in config["shards"] if s["start"].encode() <= key), key=lambda s: s["start"].encode())
-    assert difference["shard"] == owner["id"] and difference["odd"] == [victim.address]
+    assert status == 1 and f"group {gid}" in error, error
+    (difference,) = [found for group in said["groups"] for found in group["differences"]]
+    starts = {shard["id"]: start_of(shard) for shard in cluster.json("admin", "query")["shards"]}
+    owner = max((shard for shard in starts if starts[shard] <= key), key=lambda shard: starts[shard])
+    assert difference["shard"] == owner and difference["odd"] == [victim.address]
     table = attempt(cluster, "admin", "check")
     assert table.returncode == 1 and "DIFFERS from the others" in table.stdout
-    assert f"shard {owner['id']}" in table.stdout and victim.address in table.stdout
-    assert attempt(cluster, "admin", "check", "2").returncode == 0
+    assert f"shard {owner}" in table.stdout and victim.address in table.stdout
+    assert attempt(cluster, "admin", "check", str(3 - gid)).returncode == 0
+
+
+def start_of(shard: dict[str, Any]) -> bytes:
+    start = shard["start"]
+    return start.encode() if isinstance(start, str) else base64.b64decode(start["base64"])
 
 
 def overwrite_one(data: Path) -> bytes:
     """Another value for one key in a stopped replica's database. Returns the key."""
-    (current,) = [path for path in data.glob("**/CURRENT") if not path.parent.name.startswith("db-")]
-    path = current.parent / current.read_text().strip()
-    database = Rdict(str(path), Options(raw_mode=True), access_type=AccessType.read_write())
-    key = next(key for key in database.keys(from_key=b"d") if key.startswith(b"d"))
-    assert database[key] != b"another" and database[APPLIED_KEY]
-    database[key] = b"another"
-    database.flush()
-    database.close()
+    engine = RocksEngine(data / "rocks")
+    key, value = next(engine.scan(b"d", b"e"))
+    assert value != b"another"
+    engine.write([], {key: b"another"}, engine.applied)
+    engine.close()
     return key[1:]
