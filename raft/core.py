@@ -232,8 +232,7 @@ class Raft:
             progress = self.role.progress[peer]
             if progress.mode is Mode.SNAPSHOT:
                 assert index <= self.log.last_index, "a follower ahead of its leader"
-                progress.matched(index)
-                progress.become_probe()
+                progress.snapshot_ended(index)
 
     def unreachable(self, peer: NodeId) -> None:
         """The connection to `peer` broke, or cannot be made: what was in flight may be lost.
@@ -469,7 +468,7 @@ class Raft:
         if self.options.lease_seconds > 0:
             leader.reads.mark(self._now)
         for node, peer in leader.progress.items():
-            peer.probe_sent = False  # what was out is lost or late by now
+            peer.heartbeat()
             if peer.mode is Mode.REPLICATE and self.log.term_at(peer.next_index - 1) is None:
                 # All in flight was lost, and compacted since: an empty append could no longer
                 # ask whether it arrived. Probing finds that a snapshot is needed.

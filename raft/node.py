@@ -70,6 +70,7 @@ class _NewBase:
 
     index: Index
     term: Term
+    installed: bool = False  # by a snapshot: whoever sent it waits for this
 
 
 class Node:
@@ -90,6 +91,8 @@ class Node:
         self._senders: dict[NodeId, SnapshotSender] = {}
         self._opening: set[NodeId] = set()  # for these a snapshot is being opened
         self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
+        self._base_is_durable = asyncio.Event()  # no installed snapshot waits for its log to begin anew
+        self._base_is_durable.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
         self._deferred: deque[Ready] = deque()  # at most what one turn of the loop makes
@@ -196,6 +199,8 @@ class Node:
 
     def unreachable(self, peer: NodeId) -> None:
         """The connection to `peer` broke, or cannot be made."""
+        if peer in self._senders:
+            self._senders[peer].give_up()
         with suppress(Stopped):
             self._tell(self.core.unreachable, peer)
 
@@ -329,7 +334,7 @@ class Node:
         while True:
             job = await self._jobs.get()
             if isinstance(job, _NewBase):
-                await self._wal.set_base(job.index, job.term)
+                await self._set_base(job)
                 continue
             writes = [job]
             size = sum(len(entry.data) for entry in job.entries)
@@ -343,7 +348,12 @@ class Node:
                 size += sum(len(entry.data) for entry in following.entries)
             await self._append(writes)
             if new_base is not None:
-                await self._wal.set_base(new_base.index, new_base.term)
+                await self._set_base(new_base)
+
+    async def _set_base(self, base: _NewBase) -> None:
+        await self._wal.set_base(base.index, base.term)
+        if base.installed:
+            self._base_is_durable.set()
 
     async def _append(self, writes: list[Write]) -> None:
         hard_states = [write.hard_state for write in writes if write.hard_state is not None]
@@ -395,6 +405,11 @@ class Node:
             envelope = await self._chunks.get()
             assert isinstance(envelope.message, InstallSnapshot)
             reply = await self._receiver.receive(envelope.message, envelope.term)
+            if reply is not None and reply.done:
+                # A promise like any other: the leader counts us for all that is below from here on.
+                await self._base_is_durable.wait()
+                if self.core.log.durable_index < reply.last_index:
+                    continue  # overtaken by a log that is not on our disk yet: the leader asks again
             if reply is not None:
                 self._transport.send([Envelope(self.core.id, envelope.sender, self.core.term, reply)])
 
@@ -406,7 +421,8 @@ class Node:
         self._serve_deferred()  # it is older than the snapshot
         membership = self._host.install(meta, sink)
         if self._tell(self.core.restore, meta.index, meta.term, membership):
-            self._jobs.put_nowait(_NewBase(meta.index, meta.term))
+            self._base_is_durable.clear()
+            self._jobs.put_nowait(_NewBase(meta.index, meta.term, installed=True))
 
 
 def _without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:

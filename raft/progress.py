@@ -17,6 +17,8 @@ from enum import Enum, auto
 
 from raft.types import Index
 
+MOST_PAUSE = 256  # heartbeats between two snapshot streams to a replica that fails to take them
+
 
 class Mode(Enum):
     PROBE = auto()
@@ -38,6 +40,8 @@ class Progress:
     confirmed_at: float = 0.0  # when the newest round that it confirmed was *sent*
     low: bool = False  # its disk has little room, it said
     snapshot_index: Index = 0
+    failed_snapshots: int = 0  # streams that ended without success, one after the other
+    snapshot_pause: int = 0  # heartbeats until the next stream may begin
     in_flight: deque[tuple[Index, int]] = field(default_factory=deque)  # (last index, bytes)
     in_flight_bytes: int = 0
 
@@ -67,6 +71,23 @@ class Progress:
         self.match_index = max(self.match_index, index)
         self.next_index = max(self.next_index, self.match_index + 1)
         return news
+
+    def heartbeat(self) -> None:
+        """A heartbeat is due: what was out is lost or late by now."""
+        self.probe_sent = False
+        self.snapshot_pause = max(0, self.snapshot_pause - 1)
+
+    @property
+    def may_get_snapshot(self) -> bool:
+        """Whether to open a snapshot, which costs the disk: not for a replica that is gone, or failed just now."""
+        return self.recently_active and not self.snapshot_pause
+
+    def snapshot_ended(self, index: Index) -> None:
+        """The follower holds everything up to `index`; 0: the stream failed, and the next one waits longer."""
+        self.matched(index)
+        self.failed_snapshots = 0 if index else self.failed_snapshots + 1
+        self.snapshot_pause = min(2**self.failed_snapshots, MOST_PAUSE) if self.failed_snapshots else 0
+        self.become_probe()
 
     def become_probe(self) -> None:
         """Start over from what is known to match.

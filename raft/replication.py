@@ -19,7 +19,8 @@ def entries_for(
         prev_index = peer.next_index - 1
         prev_term = log.term_at(prev_index)
         if prev_term is None:
-            peer.become_snapshot(log.base_index)
+            if peer.may_get_snapshot:
+                peer.become_snapshot(log.base_index)
             return
         entries = log.slice(peer.next_index, log.last_index + 1, options.max_append_bytes)
         peer.sent(entries[-1].index, sum(len(entry.data) for entry in entries))

@@ -77,7 +77,8 @@ class SnapshotSender:
         self._peer, self._source, self._send, self._options = peer, source, send, options
         self._stream = stream
         self._answers: asyncio.Queue[InstallSnapshotReply] = asyncio.Queue(16)
-        self._given_up = asyncio.Event()
+        self._given_up = False
+        self._waiting: asyncio.Timeout | None = None
 
     def answered(self, reply: InstallSnapshotReply) -> None:
         """The follower's word. Beyond the bound it is dropped, as if lost."""
@@ -85,15 +86,17 @@ class SnapshotSender:
             self._answers.put_nowait(reply)
 
     def give_up(self) -> None:
-        """Nobody wants it any more: the follower is no member, or we do not lead."""
-        self._given_up.set()
+        """End at once: the follower is no member or cannot be reached, or we do not lead."""
+        self._given_up = True
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> Index:
         """The index that the follower now has, 0 if the stream was given up."""
         offset, attempts, restarts = 0, 0, 0
         meta, total = self._source.meta, self._source.size
         try:
-            while attempts < self._options.attempts and not self._given_up.is_set():
+            while attempts < self._options.attempts and not self._given_up:
                 data = await self._source.read(offset, self._options.chunk_bytes)
                 crc = int(google_crc32c.value(data))
                 chunk = InstallSnapshot(meta.index, meta.term, total, offset, data, crc, self._stream)
@@ -121,7 +124,7 @@ class SnapshotSender:
         """What the follower says to the chunk at `offset`; None if nothing came in time."""
         proving: InstallSnapshotReply | None = None
         try:
-            async with asyncio.timeout(self._options.answer_seconds):
+            async with asyncio.timeout(self._options.answer_seconds) as self._waiting:
                 while True:
                     reply = await self._answers.get()
                     if reply.done or (reply.chunk_offset == offset and reply.offset != offset):
@@ -130,6 +133,8 @@ class SnapshotSender:
                         proving = reply  # it has everything, and reads it through: ask again after a while
         except TimeoutError:
             return proving
+        finally:
+            self._waiting = None
 
 
 class SnapshotReceiver:
