@@ -172,6 +172,9 @@ def test_d5_on_real_processes_with_a_frozen_file_system(monkeypatch: pytest.Monk
             print(f"the first write after the freeze took {took:.2f} s")
             assert took < 5, "two election time-outs, and the clerk's way to the new leader"
             assert clerk.get("before") == b"1"
+            said = cluster.run("admin", "status")
+            assert "the disk has not answered for" in said and "disk HANGS" in said
+            assert cluster.replicas()[leader]["role"] == "follower"
         finally:
             cluster.freeze(frozen, False)
         end = time.monotonic() + 20
