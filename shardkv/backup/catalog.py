@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
+from shardkv import shardkv_pb2 as pb
 from shardkv.backup.archive import Segment, segments, watermark
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import Manifest, name_of
 from shardkv.backup.store import Store, chunk_name
+from shardkv.backup.whole import Wholeness
 
 PENDING_AGE = timedelta(days=1)  # older marks were left by a run that was killed and not repeated
 READS_AT_ONCE = 8
@@ -38,12 +40,30 @@ async def find(store: Store, id: str) -> Manifest:
     return Manifest.decode(f"{store.url}: {name}", await store.get(name))
 
 
-async def verify(
-    store: Store, digests: Iterable[str], done: Callable[[int], None] = lambda count: None
-) -> None:
-    """Read every chunk and hold it against its name. Raises BackupError."""
-    async for count, _ in fetched(store, digests):
-        done(count)
+async def verify(store: Store, manifest: Manifest, done: Callable[[int], None] = lambda count: None) -> None:
+    """Read all of a backup. Raises BackupError.
+
+    Every chunk is what its name says, and all of them are what was backed up: no key is missing,
+    by each shard's count and digest, and no entry of the logs.
+    """
+    read = 0
+    for gid, part in sorted(manifest.groups.items()):
+        whole, names = Wholeness(manifest.id, gid, part), iter(part.chunks)
+        async for _, content in fetched(store, part.chunks):
+            whole.add(next(names), content)
+            read += 1
+            done(read)
+        whole.finish()
+        last = part.index
+        async for _, content in fetched(store, part.log):
+            for entry in pb.LogChunk.FromString(content).entries:
+                if entry.index != last + 1:
+                    raise Damaged(f"backup {manifest.id}: group {gid}: its log has no entry {last + 1}")
+                last = entry.index
+            read += 1
+            done(read)
+        if last != part.last:
+            raise Damaged(f"backup {manifest.id}: group {gid}: its log ends at {last}, not at {part.last}")
 
 
 async def fetched(store: Store, digests: Iterable[str]) -> AsyncIterator[tuple[int, bytes]]:

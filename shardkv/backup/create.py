@@ -26,11 +26,14 @@ from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config
 from shardkv import commands
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup.chunks import Chunker
+from shardkv.backup.chunks import Chunker, pairs_of
+from shardkv.backup.confirm import Confirmed, SourceDiffers, confirm
 from shardkv.backup.errors import BackupError
-from shardkv.backup.manifest import GroupPart, Manifest, name_of
+from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.source import Compacted, GroupView, SourceLost, Throttle, open_view, read_log
 from shardkv.backup.store import Store, chunk_name, packed
+from shardkv.digests import Digest, Digester, Part
+from shardkv.observe import compare
 from shardkv.observe.overview import look
 
 ATTEMPTS = 5
@@ -71,6 +74,8 @@ class Backup:
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._there: set[str] = set()
         self._on_progress = on_progress
+        self._damaged: dict[str, str] = {}  # replicas that a majority of their group differs from, and how
+        self.confirmed: dict[int, Confirmed] = {}  # by group
         self.progress = Progress()
 
     async def create(self) -> Manifest:
@@ -83,20 +88,30 @@ class Backup:
             try:
                 manifest = await self._attempt(id)
                 break
-            except (SourceLost, Compacted, _Moved) as error:
+            except (SourceLost, Compacted, SourceDiffers, _Moved) as error:
+                if isinstance(error, SourceDiffers):
+                    self._damaged[error.address] = str(error)
                 if attempt == ATTEMPTS:
                     raise BackupError(f"given up after {ATTEMPTS} attempts: {error}") from None
                 self.progress = Progress()
+        for confirmed in self.confirmed.values():
+            self._damaged.update(confirmed.differing)
         await self._store.put(name_of(id), manifest.encode())
         await self._store.delete(pending)
         return manifest
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know of a backup that was made."""
+        alone = [f"group {gid}: {said.alone}" for gid, said in sorted(self.confirmed.items()) if said.alone]
+        return [*self._damaged.values(), *alone]
 
     async def _attempt(self, id: str) -> Manifest:
         config = await self._settled()
         views: dict[int, GroupView] = {}
         try:
             for gid, group in sorted(config.groups.items()):
-                views[gid] = await open_view(self._dialer, group.addresses, self._rng)
+                views[gid] = await open_view(self._dialer, group.addresses, self._rng, self._damaged)
             if any(view.config_num != config.num for view in views.values()):
                 raise _Moved("the configuration changes")
             time_ms = max([await self._now(config.groups[gid].addresses, view) for gid, view in views.items()])
@@ -107,12 +122,13 @@ class Backup:
                 manifest.groups[gid] = part
             async with asyncio.TaskGroup() as copies:
                 for gid, view in views.items():
-                    copies.create_task(self._copy(view, manifest.groups[gid]))
+                    copies.create_task(self._copy_and_confirm(gid, view, manifest.groups[gid]))
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None  # the others were cancelled for it
         finally:
             for view in views.values():
                 await view.close()
+                await compare.close(self._dialer, view.begun.members, view.begun.id)
         return manifest
 
     async def _settled(self) -> Config:
@@ -163,12 +179,34 @@ class Backup:
             if part.last == reply.applied_index:
                 await asyncio.sleep(0.01)  # its clock is behind another's
 
-    async def _copy(self, view: GroupView, part: GroupPart) -> None:
+    async def _copy_and_confirm(self, gid: int, view: GroupView, part: GroupPart) -> None:
+        """Copy a view while the members compute the digests of that moment, and compare. Raises BackupError."""
+        members = view.begun.members
+        asked = [asyncio.create_task(compare.ask(self._dialer, address, view.begun)) for address in members]
+        try:
+            digester = Digester(view.begun.parts)
+            await self._copy(view, part, digester)
+            said = dict(zip(members, await asyncio.gather(*asked), strict=True))
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        digests, rest = digester.parts(), digester.rest()
+        part.ranges = [RangePart.of(*found) for found in zip(view.begun.parts, digests, strict=True)]
+        part.rest_pairs, part.rest_digest = rest.pairs, rest.value.hex()
+        written: dict[Part | None, Digest] = dict(zip(view.begun.parts, digests, strict=True))
+        written[None] = rest
+        self.confirmed[gid] = confirm(gid, view.address, written, compare.GroupCheck(gid, view.begun, said))
+        part.replicas = self.confirmed[gid].replicas
+
+    async def _copy(self, view: GroupView, part: GroupPart, digester: Digester) -> None:
+        """Into chunks. What was written, not what was read, is what is digested."""
         chunker = Chunker()
         # In order, a few at a time: memory for a few chunks.
         waiting: list[asyncio.Task[str]] = []
 
         async def store(content: bytes) -> None:
+            digester.add(pairs_of(content))
             if len(waiting) >= UPLOADS_AT_ONCE:
                 part.chunks.append(await waiting.pop(0))
             waiting.append(asyncio.create_task(self._store_chunk(content)))

@@ -6,10 +6,31 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from shardkv.backup.errors import Damaged
+from shardkv.digests import Digest, Part
 
-FORMAT = 2  # 2: which incarnation a group was
+FORMAT = 3  # 2: which incarnation a group was; 3: counts and digests of its shards
+
+
+@dataclass(frozen=True)
+class RangePart:
+    """One shard in a group's part: how many pairs it has, and their digest (`shardkv/digests.py`)."""
+
+    shard: int
+    start: str  # keys as clients know them, in hexadecimal digits, as JSON has no bytes
+    end: str
+    pairs: int = 0
+    digest: str = ""
+
+    @property
+    def part(self) -> Part:
+        return Part(self.shard, bytes.fromhex(self.start), bytes.fromhex(self.end))
+
+    @classmethod
+    def of(cls, part: Part, digest: Digest) -> RangePart:
+        return cls(part.shard, part.start.hex(), part.end.hex(), digest.pairs, digest.value.hex())
 
 
 @dataclass
@@ -24,6 +45,10 @@ class GroupPart:
     bytes: int = 0
     log: list[str] = field(default_factory=list)  # digests of chunks of entries
     last: int = 0  # the last entry at the backup's moment
+    ranges: list[RangePart] = field(default_factory=list)  # in key order
+    rest_pairs: int = 0  # all that is no shard's data
+    rest_digest: str = ""
+    replicas: list[str] = field(default_factory=list)  # addresses: these held the same, by count and digest
 
 
 @dataclass
@@ -57,12 +82,21 @@ class Manifest:
             text = json.dumps(body, sort_keys=True)
             if hashlib.sha256(text.encode()).hexdigest() != outer["sha256"]:
                 raise ValueError("it does not match its checksum")
-            if body.pop("format") != FORMAT:
-                raise ValueError("it is of another version of shardkv")
-            groups = {int(gid): GroupPart(**part) for gid, part in body.pop("groups").items()}
+            if (version := body.pop("format")) != FORMAT:
+                raise Damaged(
+                    f"{name} has format {version}, and this version of shardkv reads format {FORMAT} alone"
+                )
+            groups = {int(gid): _part(fields) for gid, fields in body.pop("groups").items()}
             return cls(**body, groups=groups)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{name} is damaged: {error}") from None
+
+
+def _part(fields: dict[str, Any]) -> GroupPart:
+    ranges = [RangePart(**found) for found in fields.pop("ranges")]
+    for found in ranges:
+        bytes.fromhex(found.start + found.end)
+    return GroupPart(**fields, ranges=ranges)
 
 
 def moment(time_ms: int) -> str:

@@ -20,11 +20,11 @@ from shardkv import layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
 from shardkv.backup.archive import ArchivedGroup, Segment
-from shardkv.backup.chunks import MalformedFrame, pairs_of
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
 from shardkv.backup.source import Throttle
 from shardkv.backup.store import Store
+from shardkv.backup.whole import Wholeness
 from shardkv.machine import ShardMachine
 from shardkv.ownership import Row, State
 from shardkv.rocks import RocksEngine
@@ -54,17 +54,16 @@ class Revived:
         self.reaches_ms = 0  # up to when it is known to be whole
         self._newest = 0  # stamp
 
-    async def load(self, store: Store, part: GroupPart, done: Callable[[int], None]) -> None:
-        """Its state at the view. Raises BackupError."""
+    async def load(self, store: Store, backup: str, part: GroupPart, done: Callable[[int], None]) -> None:
+        """Its state at the view, all of it. Raises BackupError."""
         applied = SnapshotMeta(part.index, part.term)
+        whole, names = Wholeness(backup, self.gid, part), iter(part.chunks)
         async for _, content in catalog.fetched(store, part.chunks):
-            try:
-                pairs = pairs_of(content)
-            except MalformedFrame as error:
-                raise Damaged(f"{store.url}: a chunk of group {self.gid} is not one: {error}") from None
+            pairs = whole.add(next(names), content)
             for start in range(0, len(pairs), LOAD_PAIRS):
                 self._engine.write([], dict(pairs[start : start + LOAD_PAIRS]), applied)
             done(len(content))
+        whole.finish()
         if not part.chunks:
             self._engine.write([], {}, applied)
         self.machine = ShardMachine(self.gid, self._engine)
@@ -146,7 +145,7 @@ class Restore:
             part = parts.get(name)
             group = self._groups[name] = Revived(name, self._directory / f"group-{name}")
             if part is not None:
-                await group.load(self._store, part, self._loaded)
+                await group.load(self._store, manifest.id, part, self._loaded)
                 await self._replay_tail(group, part, until)
             if at_ms is None:
                 group.reaches_ms = until

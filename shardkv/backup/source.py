@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -15,6 +15,7 @@ from shardctrler.query import AccessDenied
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError
+from shardkv.observe.compare import Begun, NotBegun, begin, close
 
 CALL_SECONDS = 10.0
 PATIENCE_SECONDS = 30.0  # for some replica of a group to answer
@@ -67,10 +68,10 @@ async def ask(
 
 
 class GroupView:
-    """All that one replica held at one moment."""
+    """All that one replica held at one moment; the other members hold that moment as the check that began it."""
 
-    def __init__(self, dialer: Dialer, address: str, first: pb.ViewReply) -> None:
-        self.address = address
+    def __init__(self, dialer: Dialer, address: str, first: pb.ViewReply, begun: Begun) -> None:
+        self.address, self.begun = address, begun
         self.id, self.index, self.term = first.id, first.applied_index, first.applied_term
         self.config_num, self.clock_ms = first.config_num, first.clock_ms
         self.incarnation = first.incarnation
@@ -102,17 +103,29 @@ async def _view(dialer: Dialer, address: str, request: pb.ViewRequest) -> pb.Vie
         raise SourceLost(f"{address}: {error}") from None
 
 
-async def open_view(dialer: Dialer, addresses: Sequence[str], rng: Random) -> GroupView:
-    """On any replica of a group. Raises BackupError."""
-    why = "no replica is known"
+async def open_view(
+    dialer: Dialer, addresses: Sequence[str], rng: Random, without: Collection[str] = ()
+) -> GroupView:
+    """On any replica of a group but those in `without`, at an entry where all of them hold a view.
+
+    Raises BackupError, AccessDenied.
+    """
+    try:
+        begun = await begin(dialer, addresses)
+    except NotBegun as error:
+        raise SourceLost(f"no replica of {', '.join(addresses)} leads: {error}") from None
+    why = "no replica is left that nothing is wrong with"
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        for address in rng.sample(list(addresses), len(addresses)):
+        sound = [address for address in begun.members if address not in without]
+        for address in rng.sample(sound, len(sound)):
             try:
-                return GroupView(dialer, address, await _view(dialer, address, pb.ViewRequest()))
+                request = pb.ViewRequest(check=begun.id)
+                return GroupView(dialer, address, await _view(dialer, address, request), begun)
             except SourceLost as error:
                 why = str(error)
-        if time.monotonic() > deadline:
+        if not sound or time.monotonic() > deadline:
+            await close(dialer, begun.members, begun.id)
             raise BackupError(f"no replica of {', '.join(addresses)} gives a view: {why}")
         await asyncio.sleep(RETRY_SECONDS)
 

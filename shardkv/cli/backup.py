@@ -120,10 +120,10 @@ def create(url: str, rate: float, endpoint: str, region: str, controllers: str |
     """Back up all shards, as they are at one moment. What is at URL already is not written again."""
     store = open_store(url, endpoint, region)
     os.nice(NICE)
-    done = Done()
+    done, warnings = Done(), list[str]()
 
     async def run(session: Session) -> Manifest:
-        nonlocal done
+        nonlocal done, warnings
         with _bar() as bar:
             task = bar.add_task("read", total=None)
 
@@ -133,19 +133,23 @@ def create(url: str, rate: float, endpoint: str, region: str, controllers: str |
             rng = Random(random.SystemRandom().random())
             work = Backup(session.controller, session.dialer, store, rng, rate * MEGABYTE, show)
             manifest = await work.create()
-            done = work.progress
+            done, warnings = work.progress, work.warnings
             return manifest
 
     manifest = with_session(controllers, run)
     if output == "json":
         facts = _facts(manifest)
-        print_json({"ok": True, **facts, "new_chunks": done.written, "written_bytes": done.stored})
+        facts.update(new_chunks=done.written, written_bytes=done.stored, warnings=warnings)
+        facts["replicas"] = {str(gid): part.replicas for gid, part in manifest.groups.items()}
+        print_json({"ok": True, **facts})
         return
     click.echo(
         f"backup {manifest.id} shows {moment(manifest.time_ms)}: {decimal(manifest.size)} of "
         f"{len(manifest.groups)} groups under configuration {manifest.config_num}; "
         f"{done.written} chunks are new ({decimal(done.stored)} compressed), {done.known} were there"
     )
+    for warning in warnings:
+        click.echo(f"! {warning}")
 
 
 @backup.command("list")
@@ -182,22 +186,26 @@ def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
 @output_option
 @handled
 def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
-    """Read all of a backup, the newest by default, and hold it against its checksums."""
+    """Read all of a backup, the newest by default, and compare it with its checksums, counts and digests."""
     store = open_store(url, endpoint, region)
 
     async def run() -> Manifest:
         manifest = await catalog.find(store, id)
-        digests = sorted(manifest.digests())
+        total = sum(len(part.chunks) + len(part.log) for part in manifest.groups.values())
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("chunks", total=len(digests))
-            await catalog.verify(store, digests, lambda count: bar.update(task, completed=count))
+            task = bar.add_task("chunks", total=total)
+            await catalog.verify(store, manifest, lambda count: bar.update(task, completed=count))
         return manifest
 
     manifest = run_async(run())
     if output == "json":
         print_json({"ok": True, **_facts(manifest)})
     else:
-        click.echo(f"backup {manifest.id} is whole: {len(manifest.digests())} chunks match their checksums")
+        facts = _facts(manifest)
+        click.echo(
+            f"backup {manifest.id} is whole: {len(manifest.digests())} chunks match their checksums, "
+            f"and {facts['pairs']:,} pairs the counts and digests of their shards"
+        )
 
 
 @backup.command()
