@@ -137,7 +137,7 @@ def _sentence(group: GroupCheck, difference: Difference) -> str:
     if not difference.odd:
         return f"{start}. No majority agrees, so nothing tells which one is right: see docs/operations.md"
     odd = ", ".join(difference.odd)
-    return f"{start}. The majority agrees against {odd}: `shardkv member replace` it (docs/operations.md)"
+    return f"{start}. The majority agrees against {odd}: `shardkv admin member replace` it (docs/operations.md)"
 
 
 def _group_json(group: GroupCheck) -> dict[str, object]:
