@@ -28,6 +28,7 @@ from raft.quorum import Membership
 from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
 from raft.snapshot import SnapshotReceiver
+from shardctrler.claims import Claims
 from shardkv import commands, layout, lending
 from shardkv import shardkv_pb2 as pb
 from shardkv.engine import MemoryEngine
@@ -35,7 +36,7 @@ from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.ownership import Cursor, Ownership, Row, State
 from shardkv.records import Records
-from tests.sim import loop, raft_soak, raft_walk, soak
+from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak
 from tests.sim.disk import SimDirectory
 from tests.sim.world import Process, World
 
@@ -52,6 +53,10 @@ def raft_story(seed: int) -> None:
 
 def cluster_story(seed: int) -> None:
     loop.run(soak.story(seed), limit=soak.LIMIT_SECONDS)
+
+
+def lost_groups_story(seed: int) -> None:
+    loop.run(lost_groups.story(seed), limit=lost_groups.LIMIT_SECONDS)
 
 
 # ---- Raft
@@ -462,8 +467,59 @@ def the_journal_follows_the_batches(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardMachine, "_commit", commit)
 
 
+# ---- groups whose number is used again
+
+
+def serves_before_its_claim_is_confirmed(patch: pytest.MonkeyPatch) -> None:
+    async def claim(self: Migrator, joined: int) -> None:
+        gid = self._machine.gid
+        group = (await self._controller.query(None, 2.0)).groups.get(gid)
+        if group is not None:
+            await self._replica.propose(commands.claimed(self._machine.incarnation, group.joined))
+
+    patch.setattr(Migrator, "_claim", claim)
+
+
+def any_incarnation_may_claim_a_join(patch: pytest.MonkeyPatch) -> None:
+    original = Claims.claim
+
+    def claim(self: Claims, gid: int, incarnation: int, num: int) -> int:
+        for join in self.joins.get(gid, []):
+            join.incarnation = 0
+        return original(self, gid, incarnation, num)
+
+    patch.setattr(Claims, "claim", claim)
+
+
+def learns_configurations_from_before_its_join(patch: pytest.MonkeyPatch) -> None:
+    def claimed(self: Ownership, joined: int) -> bool:
+        if joined <= self.joins[1]:
+            return False
+        self.joins = (1, joined)
+        return True
+
+    patch.setattr(Ownership, "claimed", claimed)
+
+
+def a_pull_is_answered_by_another_incarnation(patch: pytest.MonkeyPatch) -> None:
+    original = lending.pull
+
+    def pull(machine, request, pace):  # type: ignore[no-untyped-def]
+        reply = original(machine, request, pace)
+        if reply.other_group:  # "I have nothing of it": as if the shard were empty
+            reply = pb.PullReply(ready=True, final=True, clock_ms=machine.clock_ms)
+            reply.next.phase = lending.JOURNAL
+        return reply
+
+    patch.setattr(lending, "pull", pull)
+
+
 # mutant -> (story, seeds within which it must be found)
 MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
+    serves_before_its_claim_is_confirmed: (lost_groups_story, 20),
+    any_incarnation_may_claim_a_join: (lost_groups_story, 20),
+    learns_configurations_from_before_its_join: (lost_groups_story, 20),
+    a_pull_is_answered_by_another_incarnation: (lost_groups_story, 40),
     a_term_is_forgotten_in_a_crash: (cluster_story, 60),
     a_vote_is_forgotten_in_a_crash: (raft_orders, 1000),
     votes_for_everybody: (raft_orders, 1000),
@@ -528,7 +584,7 @@ def test_the_simulation_finds(mutant: Patch) -> None:
     assert found is not None, f"{mutant.__name__} survived {MUTANTS[mutant][1]} seeds"
 
 
-@pytest.mark.parametrize("story", [raft_orders, raft_story, cluster_story])
+@pytest.mark.parametrize("story", [raft_orders, raft_story, cluster_story, lost_groups_story])
 def test_the_stories_pass_without_a_mutant(story: Callable[[int], None]) -> None:
     for seed in range(3):
         story(seed)

@@ -49,6 +49,7 @@ class Faults:
             self._little_room: 1.5,
             self._transfer: 2.0,
             self._lose_disk: 1.5,
+            self._lose_departed_group: 2.0,
         }
         drawn = {kind: weight * rng.choice([0, 0, 1, 1, 3]) for kind, weight in kinds.items()}
         self._kinds = {kind: weight for kind, weight in drawn.items() if weight}
@@ -222,6 +223,17 @@ class Faults:
         if len(self.world.of(process.gid)) >= 3 and process.gid not in self._replacing:
             self._replacing.add(process.gid)
             self._begin(self._replace(process))
+
+    def _lose_departed_group(self) -> None:
+        """A group that has left and owes nothing loses all of its disks; its number will be used again."""
+        gids = sorted({process.gid for process in self._processes()} - {0, *self._replacing})
+        gone = [gid for gid in gids if self.world.owes_nothing(gid)]
+        if gone:
+            self.counts["departed groups wiped"] += 1
+            gid = self.rng.choice(gone)
+            self.world.wipe_group(gid)
+            for process in self.world.of(gid):
+                self._for_a_while(3.0, partial(self.world.start_soon, process))
 
     async def _replace(self, process: Process) -> None:
         await self.world.replace_disk(process, REPLACE_SECONDS)

@@ -37,6 +37,7 @@ from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
 from shardkv.observe.compare import GroupCheck, check_group
 from shardkv.observe.overview import Overview, look
+from shardkv.ownership import State
 from shardkv.server import GroupServer
 from tests.sim import loop
 from tests.sim.disk import SimDisk
@@ -324,13 +325,39 @@ class World:
 
     async def lose_group(self, gid: int) -> None:
         """All disks of a group are gone at once, and it is started again on empty ones."""
-        for process in self.of(gid):
-            self.kill(process)
-            process.disk.wipe()
-        self.note(f"group {gid} has lost all of its disks")
-        self.invariants.forget(gid)
+        self.wipe_group(gid)
         for process in self.of(gid):
             await self.start(process)
+
+    def wipe_group(self, gid: int) -> None:
+        """All of its processes die, and their disks are empty: what starts there is a new group."""
+        members = self.of(gid)
+        peers = {process.replica: process.address for process in members}
+        for process in members:
+            self.kill(process)
+            process.disk.wipe()
+            process.peers, process.joining = peers, False
+        self.note(f"group {gid} has lost all of its disks")
+        self.invariants.forget(gid)
+
+    def owes_nothing(self, gid: int) -> bool:
+        """Whether the group has left in good order: nobody waits for it, and it waits for nobody."""
+        controllers = [p.server.machine for p in self.of(CONTROLLER) if isinstance(p.server, ControllerServer)]
+        newest = max((machine.config.num for machine in controllers), default=0)
+        groups: dict[int, list[ShardMachine]] = {p.gid: [] for p in self.processes.values() if p.gid}
+        for process in self.processes.values():
+            if isinstance(process.server, GroupServer) and process.rsm.is_leader:
+                groups[process.gid].append(process.server.machine)
+        if any(gid in machine.config.groups for machine in controllers) or not all(groups.values()):
+            return False
+        for other, machines in groups.items():
+            for machine in machines:
+                rows = machine.ownership.rows.values()
+                peers = [peer.gid for row in rows for peer in (row.peer, *(p.peer for p in row.queue)) if peer]
+                busy = any(row.state is not State.ABSENT or row.queue for row in rows)
+                if gid in peers or (other == gid and (busy or machine.ownership.config_num < newest)):
+                    return False
+        return newest > 0
 
     def start_soon(self, process: Process) -> None:
         self._spawn(self.start(process))
