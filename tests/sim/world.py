@@ -219,7 +219,8 @@ class World:
             clock_ms,
             self.replica_options,
         )
-        replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica))
+        # Not what a dead process still turns over while it is put away: its group may be another one by then.
+        replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica) if host.alive else None)
         replica.node.on_fault = lambda error: self._faulted(process, host, error)
 
         async def free_bytes() -> int:
