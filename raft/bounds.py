@@ -1,7 +1,8 @@
 """What a message must satisfy by itself, whoever sent it: checked by the codec, before anything believes it.
 
 Numbers are bounded so that whatever is computed from them still fits the log's 64 bits on disk.
-The order of terms within one message is checked, since the log asserts it.
+The order of terms within one message is checked, since the log asserts it. Each entry is held
+against its checksum: damage in a peer's memory, or on the way, ends here, before our own disk.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def _append_flaw(message: AppendEntries, term: int) -> str | None:
             return "entries that do not follow one another"
         if not before <= entry.term <= term or not entry.term:
             return f"entry {entry.index} of term {entry.term} after one of term {before}, sent in term {term}"
+        if not entry.is_whole():
+            return f"entry {entry.index} does not match its checksum"
         if entry.kind is Kind.MEMBERSHIP:
             why = _membership_flaw(entry.data)
             if why:

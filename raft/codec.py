@@ -16,7 +16,7 @@ from raft import raft_pb2 as pb
 from raft.bounds import flaw
 from raft.types import NOBODY, Entry, Kind, NodeId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class MalformedMail(Exception):
@@ -88,7 +88,9 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             append.leader_commit = message.leader_commit
             append.read_seq = message.read_seq
             for entry in message.entries:
-                append.entries.add(index=entry.index, term=entry.term, kind=entry.kind, data=entry.data)
+                append.entries.add(
+                    index=entry.index, term=entry.term, kind=entry.kind, data=entry.data, crc=entry.crc
+                )
         case m.AppendReply():
             reply = target.append_reply
             reply.SetInParent()
@@ -203,6 +205,6 @@ def _message(envelope: pb.Envelope) -> m.Message:
 
 def _entries(append: pb.AppendEntries) -> tuple[Entry, ...]:
     try:
-        return tuple(Entry(e.index, e.term, Kind(e.kind), e.data) for e in append.entries)
+        return tuple(Entry(e.index, e.term, Kind(e.kind), e.data, e.crc) for e in append.entries)
     except ValueError as error:
         raise MalformedMail(f"an entry of unknown kind: {error}") from None

@@ -73,7 +73,14 @@ class RealFile:
         self._appended(took)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Closed once the append that is under way is over, by the thread that makes it.
+
+        Closed under a write, the descriptor's number may be given to another file, and the write with it.
+        """
+        try:
+            self._run.submit(os.close, self._descriptor)
+        except RuntimeError:  # the directory was closed first, and its thread is over
+            os.close(self._descriptor)
 
 
 class RealDirectory:
@@ -84,7 +91,7 @@ class RealDirectory:
 
     def __init__(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        _sync_directory(path.parent)
+        _sync_path(path)
         self.path = path
         self.on_append: Callable[[float], None] = lambda seconds: None  # called on the disk's thread
         self._run = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.name}")
@@ -97,6 +104,7 @@ class RealDirectory:
             raise DirectoryInUse(f"{path} is in use by another process") from None
         for leftover in path.glob(f"*{TEMPORARY}"):
             leftover.unlink()  # a replace that a crash cut short: it never happened
+        _sync_directory(path)  # before any of these names is rested on; see `doors.Directory`
 
     def _note_append(self, seconds: float) -> None:
         if seconds > SLOW_SECONDS:
@@ -140,22 +148,23 @@ class RealDirectory:
             raise
         return descriptor
 
-    async def truncate(self, name: str, size: int) -> None:
-        def truncate() -> None:
+    async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
+        def rewrite() -> None:
             descriptor = os.open(self.path / name, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                os.ftruncate(descriptor, size)
+                _write_all(descriptor, data, offset)
+                os.ftruncate(descriptor, offset + len(data))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
-        await self._on_thread(truncate)
+        await self._on_thread(rewrite)
 
     async def remove(self, names: Sequence[str]) -> None:
         def remove() -> None:
-            for name in names:
+            for name in names:  # each is gone for good before the next goes: no later one without it
                 (self.path / name).unlink()
-            _sync_directory(self.path)
+                _sync_directory(self.path)
 
         await self._on_thread(remove, self._housekeeping)
 
@@ -179,6 +188,22 @@ def _write_all(descriptor: int, data: bytes, offset: int) -> None:
     while view:  # pwrite(2) may take less than all of it
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count
+
+
+def _sync_path(path: Path) -> None:
+    """Make every directory on the way to `path` durable, on the file system that holds `path`.
+
+    Also those that were there before: an earlier process may have made them and been killed.
+    """
+    path = path.resolve()
+    device = path.stat().st_dev
+    for parent in path.parents:
+        if parent.stat().st_dev != device:
+            return  # `path` is below a mount point: who mounts keeps that
+        try:
+            _sync_directory(parent)
+        except PermissionError:
+            return  # a directory that we may not read is none that we made
 
 
 def _sync_directory(path: Path) -> None:

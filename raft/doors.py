@@ -25,7 +25,11 @@ class File(Protocol):
 
 
 class Directory(Protocol):
-    """One flat directory of files, all of whose changes are durable on return."""
+    """One flat directory of files, all of whose changes are durable on return.
+
+    To open a directory makes durable which files are in it: a process that was killed may have
+    renamed or removed some without a sync, and what is found now is rested on.
+    """
 
     def names(self) -> list[str]:
         """The files in it, sorted. Unfinished temporary files are not shown."""
@@ -38,9 +42,14 @@ class Directory(Protocol):
     async def replace(self, name: str, data: bytes) -> None:
         """The file's content becomes `data`, wholly or, after a crash, not at all."""
 
-    async def truncate(self, name: str, size: int) -> None: ...
+    async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
+        """From `offset` on the file is `data` and nothing more, whatever an earlier sync did or failed to do.
 
-    async def remove(self, names: Sequence[str]) -> None: ...
+        `data` must be what can be read there: a crash leaves those bytes as they are.
+        """
+
+    async def remove(self, names: Sequence[str]) -> None:
+        """In the order given: a crash leaves a rest of `names` that begins anywhere and has no gap."""
 
 
 class Transport(Protocol):

@@ -11,6 +11,7 @@ RaftError
 PeerFault               a peer's message contradicts what is known for sure: it is refused, and changes nothing
 StorageError
 ├── CorruptLog          damage before the tail of the log: names file and offset
+├── CorruptEntry        an entry changed in this replica's memory before it was written
 ├── DamagedState        damage in the state machine's files; the log is whole: names the file
 ├── DirectoryInUse      another process has the data directory
 └── WrongDirectory      the directory belongs to another replica or cluster
@@ -73,6 +74,18 @@ class CorruptLog(StorageError):
     def __init__(self, file: str, offset: int, why: str) -> None:
         super().__init__(f"{file}: damaged at byte {offset}: {why}")
         self.file, self.offset, self.why = file, offset, why
+
+
+class CorruptEntry(StorageError):
+    """An entry that is to be written fails its checksum: it changed in this replica's memory.
+
+    The entry was whole when it came in, so this machine's memory cannot be trusted. The replica
+    stops before the damage is on its disk.
+    """
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"entry {index} changed in memory before it was written")
+        self.index = index
 
 
 class DamagedState(StorageError):

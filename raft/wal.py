@@ -1,10 +1,11 @@
 """The write-ahead log: what a replica promised, on disk, in append-only segments.
 
     segment  "wal-%016x.log": header, then batches
-    header   magic, format version, salt (random, part of every checksum below)
+    header   magic, format version, salt (random, part of every checksum below), CRC32C of these
     batch    marker, sequence number, length, CRC32C; then records. One `append` is
              one batch is one write and one sync: a batch is whole or it never was
-    record   kind, then: term and vote / an entry / the base below which all is compacted
+    record   kind, then: term and vote / an entry with its own checksum / the base below which
+             all is compacted
 
 A new segment begins with a batch that repeats the hard state and the base, so the
 segments before it may go once their entries are compacted away.
@@ -14,6 +15,19 @@ reads all segments in order. What does not check at the very end, with no
 valid batch after it, is a torn write: nothing rested on it, so it is cut off and
 reported. The same anywhere else is damage: `CorruptLog`, and the replica does not
 start. The salt keeps bytes that users store from ever passing for a batch.
+
+What `open_wal` reads is not yet durable: a process that was killed may have written a batch and
+not synced it, and the kernel still shows that batch. A vote or an acknowledgement that rests on
+it would be broken by a loss of power. So the last batch is made durable before `open_wal`
+returns. A sync alone is not enough: after a sync that *failed* the kernel may take a page for
+clean that is not on the disk (fsyncgate), and the next sync succeeds without writing it. So the
+last batch is written again, over itself, and then synced: the same bytes, so a crash meanwhile
+harms nothing, and no room on the disk is needed. The last batch is enough: each append is durable
+before the next begins, none follows one that failed, and each new segment is synced whole before
+it has its name. `Directory` sees to the names.
+
+Segments go oldest first, each for good before the next: a crash leaves no gap among them. A gap
+is therefore damage and refused by name, for nobody can tell what the missing segment replaced.
 
 Limit, admitted: damage to the very last batch looks like a torn write.
 """
@@ -30,18 +44,18 @@ from random import Random
 import google_crc32c
 
 from raft.doors import Directory, File
-from raft.errors import CorruptLog
+from raft.errors import CorruptEntry, CorruptLog
 from raft.types import Entry, HardState, Index, Kind, Term
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEGMENT_MAGIC = b"SKVWAL\0\0"
-SEGMENT_HEADER = struct.Struct("<8sI8s")  # magic, version, salt
+SEGMENT_HEADER = struct.Struct("<8sI8sI")  # magic, version, salt, checksum
 BATCH_MARKER = b"\xa7BAT"
 BATCH_HEADER = struct.Struct("<4sQII")  # marker, sequence number, length, checksum
 HARD_STATE = struct.Struct("<BQI")
-ENTRY = struct.Struct("<BQQBI")  # kind of record, index, term, kind of entry, length of data
+ENTRY = struct.Struct("<BQQBII")  # kind of record, index, term, kind of entry, the entry's checksum, length
 BASE = struct.Struct("<BQQ")
 RECORD_HARD_STATE, RECORD_ENTRY, RECORD_BASE = 1, 2, 3
 
@@ -114,13 +128,15 @@ class Wal:
         return [segment.name for segment in self._segments]
 
     async def append(self, hard_state: HardState | None, entries: Sequence[Entry]) -> None:
-        """One batch, durable on return. Raises OSError, after which the replica must stop."""
+        """One batch, durable on return. Raises OSError or CorruptEntry, after which the replica must stop."""
         records = []
         if hard_state is not None:
             self._hard_state = hard_state
             records.append(_pack_hard_state(hard_state))
         for entry in entries:
-            header = ENTRY.pack(RECORD_ENTRY, entry.index, entry.term, entry.kind, len(entry.data))
+            if not entry.is_whole():
+                raise CorruptEntry(entry.index)
+            header = ENTRY.pack(RECORD_ENTRY, entry.index, entry.term, entry.kind, entry.crc, len(entry.data))
             records += (header, entry.data)
         if not records:
             return
@@ -177,10 +193,12 @@ class Wal:
     async def _roll(self) -> None:
         """Begin a new segment, which says all that the earlier ones say but their entries."""
         self._close_file()
-        number = int(self._segments[-1].name[4:20], 16) + 1 if self._segments else 1
+        number = _number(self._segments[-1].name) + 1 if self._segments else 1
         name = f"wal-{number:016x}.log"
         self._salt = self._rng.randbytes(8)
-        header = SEGMENT_HEADER.pack(SEGMENT_MAGIC, FORMAT_VERSION, self._salt)
+        header = SEGMENT_HEADER.pack(
+            SEGMENT_MAGIC, FORMAT_VERSION, self._salt, _header_checksum(FORMAT_VERSION, self._salt)
+        )
         state = _pack_hard_state(self._hard_state) + BASE.pack(RECORD_BASE, *self._base)
         first = header + self._pack_batch(state)
         self._file = await self._directory.create(name, first)
@@ -202,16 +220,30 @@ def _checksum(salt: bytes, sequence: int, records: bytes) -> int:
     return int(google_crc32c.extend(crc, records))
 
 
+def _header_checksum(version: int, salt: bytes) -> int:
+    return int(google_crc32c.value(SEGMENT_MAGIC + version.to_bytes(4, "little") + salt))
+
+
+def _number(name: str) -> int:
+    return int(name[4:20], 16)
+
+
 async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 << 20) -> tuple[Wal, Recovered]:
-    """Recover what is on disk and open the log for appending. Raises CorruptLog."""
+    """Recover what is on disk, make it durable, and open the log for appending.
+
+    Raises CorruptLog, and OSError when the disk fails.
+    """
     recovered = Recovered()
     names = [name for name in directory.names() if name.startswith("wal-")]
     segments: list[_Segment] = []
     sequence: int | None = None
     for name in names:
+        if segments and _number(name) != _number(segments[-1].name) + 1:
+            raise CorruptLog(name, 0, f"the segment between {segments[-1].name} and this one is missing")
         reader = _SegmentReader(name, directory.read(name), is_last=name == names[-1])
         segment = _Segment(name, 0)
-        for offset, number, records in reader.batches():
+        batches = reader.batches()
+        for offset, number, records in batches:
             if sequence is not None and number != sequence + 1:
                 raise CorruptLog(name, offset, f"batch {number} follows batch {sequence}")
             sequence = number
@@ -222,7 +254,10 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
         if reader.torn_at is not None:
             recovered.cut_bytes = len(reader.data.rstrip(b"\0")) - reader.torn_at
             log.warning("%s: cut %d bytes of an unfinished write", name, recovered.cut_bytes)
-            await directory.truncate(name, reader.torn_at)
+        if reader.is_last:
+            offset, _, records = batches[-1]
+            end = offset + BATCH_HEADER.size + len(records)
+            await directory.rewrite_tail(name, offset, reader.data[offset:end])
         segments.append(segment)
     if recovered.gap:
         raise CorruptLog(names[-1], 0, f"entries before {recovered.base_index + 1} are missing")
@@ -244,11 +279,13 @@ class _SegmentReader:
         """(offset, sequence number, records) of each batch; sets `torn_at`. Raises CorruptLog."""
         if len(self.data) < SEGMENT_HEADER.size:
             raise CorruptLog(self.name, 0, "the header is cut short")
-        magic, version, self._salt = SEGMENT_HEADER.unpack_from(self.data)
+        magic, version, self._salt, checksum = SEGMENT_HEADER.unpack_from(self.data)
         if magic != SEGMENT_MAGIC:
             raise CorruptLog(self.name, 0, "not a log segment")
         if version != FORMAT_VERSION:
             raise CorruptLog(self.name, 8, f"format version {version}, this program reads {FORMAT_VERSION}")
+        if checksum != _header_checksum(version, self._salt):
+            raise CorruptLog(self.name, 0, "the header does not match its checksum")
         found: list[tuple[int, int, bytes]] = []
         offset = SEGMENT_HEADER.size
         end = len(self.data.rstrip(b"\0"))  # zeros at the end are room that was never used
@@ -298,11 +335,14 @@ def _replay(records: bytes, into: Recovered) -> Index:
                 into.hard_state = HardState(term, voted_for)
                 offset += HARD_STATE.size
             case 2:
-                _, index, term, kind, length = ENTRY.unpack_from(records, offset)
+                _, index, term, kind, crc, length = ENTRY.unpack_from(records, offset)
                 offset += ENTRY.size
                 if offset + length > len(records):
                     raise ValueError("an entry longer than its batch")
-                into.replay_entry(Entry(index, term, Kind(kind), records[offset : offset + length]))
+                entry = Entry(index, term, Kind(kind), records[offset : offset + length], crc)
+                if not entry.is_whole():
+                    raise ValueError(f"entry {index} does not match its checksum")
+                into.replay_entry(entry)
                 offset += length
                 highest = max(highest, index)
             case 3:

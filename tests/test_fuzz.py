@@ -378,7 +378,7 @@ def carry_out(raft: Raft) -> None:
         if ready.write.hard_state is not None:
             wal.HARD_STATE.pack(1, ready.write.hard_state.term, ready.write.hard_state.voted_for)
         for entry in ready.write.entries:
-            wal.ENTRY.pack(1, entry.index, entry.term, entry.kind, len(entry.data))
+            wal.ENTRY.pack(1, entry.index, entry.term, entry.kind, entry.crc, len(entry.data))
         encode_mail("c", 1, "a:1", ready.write.promises)
         raft.written(ready.write)
 

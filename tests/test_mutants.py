@@ -195,10 +195,10 @@ def a_snapshot_rolls_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_torn_tail_is_left(patch: pytest.MonkeyPatch) -> None:
-    async def truncate(self, name: str, size: int) -> None:  # type: ignore[no-untyped-def]
+    async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:  # type: ignore[no-untyped-def]
         return None
 
-    patch.setattr(SimDirectory, "truncate", truncate)
+    patch.setattr(SimDirectory, "rewrite_tail", rewrite_tail)
 
 
 def the_log_goes_before_the_state_is_durable(patch: pytest.MonkeyPatch) -> None:

@@ -118,11 +118,11 @@ class SimDirectory:
         disk.replacing[name] = data
         await self._sync(renamed)
 
-    async def truncate(self, name: str, size: int) -> None:
-        def cut() -> None:
-            self._disk.files[name] = self._disk.files[name][:size]
+    async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
+        def rewritten() -> None:
+            self._disk.files[name] = self._disk.files[name][:offset] + data
 
-        await self._sync(cut)
+        await self._sync(rewritten)
 
     async def remove(self, names: Sequence[str]) -> None:
         for name in names:  # one after the other: a crash may leave the rest

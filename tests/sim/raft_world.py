@@ -176,7 +176,7 @@ class RaftWorld:
 
     async def leader(self, among: Iterable[int] | None = None, timeout: float = 30.0) -> int:
         """Wait for a leader that has committed in its own term."""
-        nodes = list(self.replicas if among is None else among)
+        nodes = None if among is None else list(among)  # None: whoever runs then, started meanwhile or not
 
         def ready() -> list[int]:
             return [
