@@ -306,7 +306,9 @@ class RocksEngine:
         self._background.shutdown(wait=True)
         self._end_views()
         try:
-            self._db.close()  # it writes its tables first
+            self._db.flush()
+            self.note_files()
+            self._db.close()
         except Exception as error:
             # Nothing is lost: the raft log has what is not in tables. But the owner should know of damage.
             log.error("the database was not closed in order: %s", self._failed(error))
