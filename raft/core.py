@@ -86,15 +86,9 @@ class Raft:
     @property
     def leader(self) -> NodeId:
         """Who leads this term, as far as this replica knows; 0 for nobody."""
-        match self.role:
-            case Leader():
-                return self.id
-            case Follower(leader=leader):
-                return leader
-            case Candidate():
-                return NOBODY
-            case _ as never:
-                assert_never(never)
+        if isinstance(self.role, Leader):
+            return self.id
+        return self.role.leader if isinstance(self.role, Follower) else NOBODY
 
     @property
     def is_leader(self) -> bool:
@@ -213,8 +207,7 @@ class Raft:
         holds the entry keeps its suffix (§7). Ask `wants_snapshot` before.
         """
         assert self.wants_snapshot(index)
-        self.handed_index = index
-        self.commit_index = index
+        self.handed_index = self.commit_index = index
         if self.log.term_at(index) == term:
             self.memberships.restore(index, membership)
             return False
@@ -432,16 +425,20 @@ class Raft:
                 pass
 
     def _become_leader(self) -> None:
-        leader = Leader(
-            progress={node: Progress(next_index=self.log.last_index + 1) for node in self._others()},
-            term_start=self.log.last_index + 1,
-        )
-        self.role = leader
+        begin = self.log.last_index + 1
+        leader = self.role = Leader({node: Progress(begin) for node in self._others()}, begin)
         self.term_leader = self.id
-        self._elapsed = 0
-        self._heartbeat_elapsed = 0
-        # Entries of older terms commit with this one, never by counting (§5.4.2, §8).
-        self._append(leader, Kind.NOOP, b"")
+        self._elapsed = self._heartbeat_elapsed = 0
+        # Entries of older terms commit with this one, never by counting (§5.4.2, §8). The first of all
+        # says who the first members are: from then on the log rules, whatever a replica is started with.
+        first = self.memberships.index == 0
+        kind, data = (Kind.MEMBERSHIP, self.membership.encode()) if first else (Kind.NOOP, b"")
+        self._append(leader, kind, data)
+
+    def stand_down(self) -> None:
+        """Its group does not know this replica's disk: it does not lead on."""
+        if not isinstance(self.role, Follower):
+            self._become_follower(self.term)
 
     # ---- replication (§5.3)
 
@@ -478,7 +475,7 @@ class Raft:
     def _append(self, leader: Leader, kind: Kind, data: bytes) -> Index:
         entry = Entry(self.log.last_index + 1, self.term, kind, data)
         self.log.append([entry])
-        leader.uncommitted_bytes += len(data)
+        leader.uncommitted_bytes += len(data) if kind is Kind.COMMAND else 0
         if self.memberships.extend([entry]):
             self._membership_changed()
         return entry.index
@@ -597,7 +594,7 @@ class Raft:
         index = quorum_index(self.membership, match)
         if index > self.commit_index and self.log.term_at(index) == self.term:
             for entry in self.log.slice(self.commit_index + 1, index + 1, 1 << 62):
-                if entry.index >= leader.term_start:
+                if entry.index >= leader.term_start and entry.kind is Kind.COMMAND:
                     leader.uncommitted_bytes -= len(entry.data)
             self.commit_index = index
             self._follow_change(leader)

@@ -14,6 +14,7 @@ StorageError
 ├── CorruptEntry        an entry changed in this replica's memory before it was written
 ├── DamagedState        damage in the state machine's files; the log is whole: names the file
 ├── DirectoryInUse      another process has the data directory
+├── WrongMembers        this replica and its leader were first started with different lists of members
 └── WrongDirectory      the directory belongs to another replica or cluster
 """
 
@@ -101,6 +102,10 @@ class DamagedState(StorageError):
 
 class DirectoryInUse(StorageError):
     """Another running process holds the data directory."""
+
+
+class WrongMembers(StorageError):
+    """This replica was first started with other members than its leader: their quorums need not overlap."""
 
 
 class WrongDirectory(StorageError):

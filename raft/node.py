@@ -13,22 +13,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from raft.core import Raft
 from raft.doors import Transport
 from raft.errors import PeerFault, RaftError, Stopped
-from raft.messages import AppendEntries, Envelope, InstallSnapshot, InstallSnapshotReply
+from raft.host import Host
+from raft.incarnations import KnownDisks
+from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.quorum import Membership
 from raft.ready import Options, Ready, Write
 from raft.refusals import Refusals
-from raft.room import Room
-from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, SnapshotSource, StreamOptions
-from raft.types import Entry, Index, NodeId, SnapshotMeta, Term
+from raft.room import Room, without_load
+from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, StreamOptions
+from raft.types import Index, NodeId, SnapshotMeta, Term
 from raft.wal import Wal
 
 log = logging.getLogger(__name__)
@@ -44,26 +46,6 @@ class NodeOptions:
     max_append_batch_bytes: int = 8 << 20  # one WAL batch; more waits for the next
 
 
-class Host(Protocol):
-    """What a node serves: the replicated-state-machine layer."""
-
-    def apply(self, entries: Sequence[Entry]) -> None: ...
-
-    def reads_released(self, reads: Sequence[tuple[int, Index]]) -> None: ...
-
-    def reads_failed(self, tickets: Sequence[int]) -> None: ...
-
-    def turn_ended(self) -> None:
-        """Everything of this turn is carried out; leadership may have changed."""
-
-    async def open_snapshot(self) -> SnapshotSource: ...
-
-    def open_sink(self, meta: SnapshotMeta) -> SnapshotSink: ...
-
-    def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> Membership:
-        """Become the received state; returns the membership that it has."""
-
-
 @dataclass(frozen=True, slots=True)
 class _NewBase:
     """A job for the disk: the log begins after this entry from now on."""
@@ -77,9 +59,17 @@ class Node:
     """Drives one `Raft`. All methods belong to the event loop's thread."""
 
     def __init__(
-        self, core: Raft, wal: Wal, transport: Transport, host: Host, options: NodeOptions, rng: Random
+        self,
+        core: Raft,
+        wal: Wal,
+        transport: Transport,
+        host: Host,
+        options: NodeOptions,
+        rng: Random,
+        disks: KnownDisks | None = None,
     ) -> None:
         self.core = core
+        self.disks = disks or KnownDisks(core.id)
         self.fault: BaseException | None = None
         self.on_fault: Callable[[BaseException], None] = lambda error: None
         self._wal, self._transport, self._host, self._options = wal, transport, host, options
@@ -168,12 +158,12 @@ class Node:
 
     def receive(self, envelopes: Iterable[Envelope]) -> None:
         """Messages from other replicas."""
-        for envelope in envelopes if self.room is not Room.FULL else _without_load(envelopes):
+        for envelope in envelopes if self.room is not Room.FULL else without_load(envelopes):
             if self.stopped:
                 return
             with suppress(Stopped):  # the fault is told where faults are: to the host and to `on_fault`
                 try:
-                    self._tell(self.core.step, envelope, refusals=(PeerFault,))
+                    self._tell(self._step, envelope, refusals=(PeerFault,))
                 except PeerFault as fault:
                     self.mail_refused(fault.sender, str(fault))
 
@@ -181,12 +171,21 @@ class Node:
         """A message was refused at the border. One that is damaged beyond its address has sender 0."""
         self.refusals.note(sender, why, self._loop.time())
 
+    def _step(self, envelope: Envelope) -> None:
+        """Mail between other disks than those that the log knows stays out. Raises PeerFault, WrongMembers."""
+        if self.disks.admits(envelope, self.core.membership, self.core.term):
+            self.core.step(envelope)
+        if self.disks.refusal(self.core.membership):
+            self.core.stand_down()
+
     def propose(self, data: bytes) -> tuple[Index, Term]:
         """See `Raft.propose`."""
+        self.check_running()
         return self._tell(self.core.propose, data)
 
     def read(self, ticket: int) -> None:
         """See `Raft.read`; the host hears `reads_released` or `reads_failed`."""
+        self.check_running()
         self._tell(self.core.read, ticket, self._loop.time())
 
     def change_membership(self, target: Membership) -> tuple[Index, Term]:
@@ -213,6 +212,13 @@ class Node:
         """The state machine is durable up to `index`: drop the log below, here and on disk."""
         self._tell(self.core.compact, index)
         self._jobs.put_nowait(_NewBase(self.core.log.base_index, self.core.log.base_term))
+
+    def check_running(self) -> None:
+        """Raises Stopped."""
+        if self.stopped:
+            raise Stopped("this replica has stopped")
+        if self.disks.refusal(self.core.membership):
+            raise Stopped("this replica takes no part: its group knows it with another disk")
 
     def _tell(
         self, fact: Callable[..., T], *arguments: Any, refusals: tuple[type[Exception], ...] = (RaftError,)
@@ -248,6 +254,8 @@ class Node:
             return
         try:
             self._serve_deferred()
+            if self.disks.heard_more:
+                self._record_disks()
             self._carry_out(self.core.ready(self._loop.time()))
         except BaseException as error:  # "any exception out of apply stops the replica"
             self.fail(error)
@@ -261,7 +269,7 @@ class Node:
         if membership is not self._peers_known:
             self._peers_known = membership
             if membership.addresses:
-                self._transport.set_peers(membership.addresses, membership.incarnations)
+                self._transport.set_peers(self.disks.addresses(membership), membership.incarnations)
         if ready.messages:
             self._transport.send(ready.messages)  # beside our own disk (thesis §10.2.1)
         if ready.write is None:
@@ -315,18 +323,32 @@ class Node:
         # for, so a replica that wakes up waits a whole timeout before it campaigns.
         while True:
             await asyncio.sleep(self._options.tick_seconds)
-            self._tell(self.core.tick, self._loop.time())
+            self._tell(self._tick)
             self._note_disk()
+
+    def _tick(self) -> None:
+        if self.disks.refusal(self.core.membership):
+            self.core.stand_down()  # and without a tick it does not campaign
+            return
+        self.core.tick(self._loop.time())
+        self.disks.waited_ticks = self.disks.waited_ticks + 1 if self.core.is_leader else 0
+        self._record_disks()
+
+    def _record_disks(self) -> None:
+        """What a leader has learned of its members' disks belongs into the log."""
+        if self.core.is_leader and (target := self.disks.news(self.core.membership)) is not None:
+            try:
+                self.core.change_membership(target)
+            except RaftError:  # another change is under way, or nothing is committed yet
+                self.disks.heard_more = True  # again with the next turn
 
     def _note_disk(self) -> None:
         """Say in the log when the disk stops to answer, and when it answers again."""
-        hangs = self.core.disk_hangs
+        hangs, id = self.core.disk_hangs, self.core.id
         if hangs and not self._disk_hung:
-            log.error(
-                "replica %d: %s: this replica does not lead until the disk answers", self.core.id, self.disk
-            )
+            log.error("replica %d: %s: this replica does not lead until the disk answers", id, self.disk)
         elif self._disk_hung and not hangs:
-            log.warning("replica %d: the disk answers again", self.core.id)
+            log.warning("replica %d: the disk answers again", id)
         self._disk_hung = hangs
 
     async def _write_forever(self) -> None:
@@ -423,18 +445,3 @@ class Node:
         if self._tell(self.core.restore, meta.index, meta.term, membership):
             self._base_is_durable.clear()
             self._jobs.put_nowait(_NewBase(meta.index, meta.term, installed=True))
-
-
-def _without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
-    """What a replica without room takes in: word of the leader, but nothing for the disk to keep.
-
-    To the leader it is as if a network had lost the rest, and it sends that again.
-    """
-    for envelope in envelopes:
-        match envelope.message:
-            case AppendEntries(entries=entries) as append if entries:
-                yield replace(envelope, message=replace(append, entries=()))
-            case InstallSnapshot():
-                pass
-            case _:
-                yield envelope

@@ -101,6 +101,9 @@ class Membership:
         """All replicas that receive the log, in a fixed order."""
         return sorted(self.voters | self.outgoing | self.learners)
 
+    def is_member(self, node: NodeId) -> bool:
+        return self.is_voter(node) or node in self.learners
+
     def is_voter(self, node: NodeId) -> bool:
         return node in self.voters or node in self.outgoing
 

@@ -8,6 +8,7 @@ group. (etcd calls this --force-new-cluster, CockroachDB "unsafe recovery".)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from raft.doors import Directory
@@ -19,12 +20,18 @@ from raft.wal import open_wal
 
 
 async def make_alone(
-    directory: Directory, rng: Random, id: NodeId, address: str, applied: SnapshotMeta, known: Membership
+    directory: Directory,
+    rng: Random,
+    id: NodeId,
+    incarnation: int,
+    address: str,
+    applied: SnapshotMeta,
+    known: Membership,
 ) -> tuple[Index, Membership]:
     """Append to the log of a stopped replica that it is the only voter.
 
-    `applied` is where its state machine is, and `known` the membership that that has. An empty
-    `address` is the one that the group knew it by. Returns the index of the entry, and who the
+    `incarnation` is that of its disk, `applied` is where its state machine is, and `known` the
+    membership that that has. An empty `address` is the one that the group knew it by. Returns the index of the entry, and who the
     members were. Raises StorageError; ValueError where no address is known.
     """
     wal, recovered = await open_wal(directory, rng)
@@ -37,7 +44,7 @@ async def make_alone(
         # A term that nobody else has led: an entry of the same index and an old term might be elsewhere.
         newest = entries[-1].term if entries else applied.term
         term = max(recovered.hard_state.term, newest, applied.term) + 1
-        alone = Membership.of({id: address})
+        alone = replace(Membership.of({id: address}), incarnations={id: incarnation})
         entry = Entry(recovered.last_index + 1, term, Kind.MEMBERSHIP, alone.encode())
         await wal.append(HardState(term, id), [entry])
         return entry.index, before

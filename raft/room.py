@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from raft.errors import RaftError
+from raft.messages import AppendEntries, Envelope, InstallSnapshot
 from raft.quorum import has_quorum
 from raft.roles import Leader
 from raft.types import NOBODY
@@ -89,3 +91,18 @@ def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
             node.transfer(max(roomy, key=lambda peer: role.progress[peer].match_index))
         except RaftError as error:
             log.info("leadership stays: %s", error)  # until the next look
+
+
+def without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
+    """What a replica without room takes in: word of the leader, but nothing for the disk to keep.
+
+    To the leader it is as if a network had lost the rest, and it sends that again.
+    """
+    for envelope in envelopes:
+        match envelope.message:
+            case AppendEntries(entries=entries) as append if entries:
+                yield replace(envelope, message=replace(append, entries=()))
+            case InstallSnapshot():
+                pass
+            case _:
+                yield envelope

@@ -22,6 +22,7 @@ from typing import Protocol
 from raft.core import Raft
 from raft.doors import Directory, Transport
 from raft.errors import Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped, StorageError
+from raft.incarnations import KnownDisks
 from raft.log import Log
 from raft.membership import Memberships
 from raft.node import Node, NodeOptions
@@ -128,6 +129,17 @@ class ReplicatedMachine:
         }
 
     @property
+    def disks(self) -> dict[str, object]:
+        """This replica's disk and the others', as the group knows them; for people and their tools."""
+        return self.node.disks.tell(self.core.membership)
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the voters, or their addresses, are not those any more that this replica was first started with."""
+        now, first = self.core.membership, self._bootstrap
+        return {node: now.addresses.get(node, "") for node in now.voters} != dict(first.addresses)
+
+    @property
     def leader_address(self) -> str:
         """Where the leader listens, as far as this replica knows; else empty."""
         return self.core.membership.addresses.get(self.core.leader, "")
@@ -177,8 +189,7 @@ class ReplicatedMachine:
 
     def check_running(self) -> None:
         """Raises Stopped."""
-        if self.node.stopped:
-            raise Stopped("this replica has stopped")
+        self.node.check_running()
 
     async def stop(self) -> None:
         await self.node.stop()
@@ -327,6 +338,7 @@ async def open_replica(
     rng: Random,
     clock_ms: Callable[[], int],
     options: ReplicaOptions,
+    disks: KnownDisks | None = None,
 ) -> ReplicatedMachine:
     """Recover a replica from its disk and start it. Raises StorageError.
 
@@ -346,7 +358,7 @@ async def open_replica(
         options.node.core,
     )
     replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
-    replica.node = Node(core, wal, transport, replica, options.node, rng)
+    replica.node = Node(core, wal, transport, replica, options.node, rng, disks)
     replica.node.start()
     return replica
 

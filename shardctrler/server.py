@@ -196,7 +196,7 @@ class ControllerServer:
 
     def _addresses(self) -> list[str]:
         """Where our replicas are, once that is not any more what clients were started with."""
-        if not self.machine.membership:
+        if not self.machine.membership or not self.replica.has_moved:
             return []
         membership = self.replica.core.membership
         return [membership.addresses[node] for node in sorted(membership.voters)]
@@ -208,7 +208,9 @@ class ControllerServer:
                 "role": "leader" if core.is_leader else "follower",
                 "leader": self.replica.leader_address,
                 "term": core.term,
+                "replica": core.id,
                 "members": self.replica.members,
+                "disks": self.replica.disks,
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,
                 **self.about,

@@ -130,7 +130,7 @@ class Migrator:
         core, named = self._replica.core, self._machine.ownership.addresses
         membership = core.membership
         settled = not membership.is_joint and core.memberships.index <= core.commit_index
-        if not named or not settled or not self._machine.membership:
+        if not named or not settled or not self._replica.has_moved:
             return ()
         present = tuple(membership.addresses[node] for node in sorted(membership.voters))
         return present if set(present) != set(named) else ()

@@ -31,7 +31,6 @@ from raft import room
 from raft.disk import RealDirectory, free_bytes
 from raft.errors import StorageError
 from raft.frontdoor import FrontDoor, private_socket
-from raft.quorum import Membership
 from raft.reconfigure import hand_over
 from raft.rpc import TcpDialer
 from raft.rsm import ReplicatedMachine, StateMachine, open_replica
@@ -45,7 +44,7 @@ from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.access import Access, AccessInterceptor, AccountsFollower
 from shardkv.engine import Engine, MemoryEngine
-from shardkv.identity import CannotStart, check_identity, learn_cluster
+from shardkv.identity import CannotStart, Identity, claim, learn_cluster
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
@@ -98,22 +97,30 @@ async def serve(options: ProcessOptions) -> None:
     try:
         if not options.cluster:
             options = replace(options, cluster=await learn_cluster(directory, options, rng))
-        await check_identity(directory, options)
-        peers = {node: address for node, address in options.addresses.items() if node != options.replica}
+        identity = await claim(directory, Identity.new(options, rng), str(options.data))
+        disks = identity.disks(options.addresses or {options.replica: options.address})
+        peers = {node: at for node, at in disks.addresses(disks.first).items() if node != options.replica}
         transport = TcpTransport(
-            options.cluster, options.gid, options.address, peers, options.tls, options.login
+            options.cluster,
+            options.gid,
+            options.address,
+            peers,
+            options.tls,
+            options.login,
+            identity.incarnation,
         )
         dialer = TcpDialer(options.cluster, options.tls, options.login)
         machine = open_machine(directory, options.gid, options.ephemeral)
         replica = await open_replica(
             options.replica,
-            Membership.of(options.addresses),
+            disks.first,
             directory,
             transport,
             machine,
             rng,
             clock_ms,
             options.rsm,
+            disks,
         )
         transport.on_unreachable = replica.node.unreachable
         transport.on_refused = replica.node.mail_refused

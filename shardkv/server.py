@@ -229,6 +229,7 @@ class GroupServer:
             "leader": self.replica.leader_address,
             "term": core.term,
             "members": self.replica.members,
+            "disks": self.replica.disks,
             "commit_index": core.commit_index,
             "applied_index": machine.applied.index,
             "log_bytes": core.log.size_bytes,

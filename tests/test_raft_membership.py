@@ -355,10 +355,11 @@ def test_a_replica_that_was_made_alone_on_a_dropped_log_leads_at_every_start() -
     async def story() -> None:
         directory = SimDisk(Random(1)).open()
         machine = await installed_and_crashed(directory)
-        index, before = await make_alone(directory, Random(2), 1, "", machine.applied, THREE)
+        index, before = await make_alone(directory, Random(2), 1, 77, "", machine.applied, THREE)
         assert (index, before) == (4, THREE), "the dropped log does not count"
         for _ in range(2):
             membership, last = await opened(directory, machine)
+            assert membership.incarnations == {1: 77}
             assert membership.voters == {1} and last >= 4, "its first start led alone, its second did not"
 
     run(story())

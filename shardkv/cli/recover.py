@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from pathlib import Path
 from random import Random
@@ -16,7 +15,7 @@ from raft.quorum import Membership
 from raft.recover import make_alone
 from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
-from shardkv.identity import FORMAT, IDENTITY
+from shardkv.identity import IDENTITY, read_identity
 from shardkv.options import split_addresses
 from shardkv.process import open_machine
 
@@ -55,17 +54,15 @@ def recover(data: Path, address: str, writes_may_be_lost: bool) -> None:
 async def _recover(data: Path, address: str) -> str:
     directory = RealDirectory(data)
     try:
-        if IDENTITY not in directory.names():
+        identity = read_identity(directory, str(data))
+        if identity is None:
             raise Failed(f"{data} is no replica's data: it has no {IDENTITY}")
-        identity = json.loads(directory.read(IDENTITY))
-        if identity["format"] != FORMAT:
-            raise Failed(f"{data} has format {identity['format']}, this program reads {FORMAT}")
-        machine = open_machine(directory, identity["gid"], identity["engine"] == "memory")
+        machine = open_machine(directory, identity.gid, identity.engine == "memory")
         try:
-            known = membership_of(machine, Membership(frozenset()))
+            known = membership_of(machine, Membership.of(identity.first))
             rng = Random(random.SystemRandom().getrandbits(128))
             index, before = await make_alone(
-                directory, rng, identity["replica"], address, machine.applied, known
+                directory, rng, identity.replica, identity.incarnation, address, machine.applied, known
             )
         except ValueError as error:
             raise Failed(f"{error}: give --address") from None
@@ -73,8 +70,8 @@ async def _recover(data: Path, address: str) -> str:
             machine.close()
     finally:
         directory.close()
-    others = ", ".join(str(node) for node in before.everyone() if node != identity["replica"])
+    others = ", ".join(str(node) for node in before.everyone() if node != identity.replica)
     return (
-        f"replica {identity['replica']} of group {identity['gid']} is its only voter from entry {index} on. "
+        f"replica {identity.replica} of group {identity.gid} is its only voter from entry {index} on. "
         f"Never start {f'replicas {others}' if others else 'the others'} again on their old data"
     )

@@ -46,6 +46,8 @@ def role_of(said: Mapping[str, Any] | None) -> str:
     """What a replica is, for people, with what is wrong with it."""
     if said is None:
         return "no answer"
+    if said.get("disks", {}).get("known_as"):
+        return "REFUSED (disk)"
     if said.get("read_only"):
         return f"{said['role']}, READ-ONLY"
     if said.get("disk", "ok") != "ok":
@@ -94,6 +96,7 @@ def problems(overview: Overview) -> list[str]:
                 found.append(f"{name}: {address} has {megabytes:,.0f} MB left on its disk ({status['room']})")
             if status.get("disk", "ok") != "ok":
                 found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
+            found += [f"{name}: {address} {why}" for why in _of_disks(status)]
             if newest - status["applied_index"] > LAGGING_ENTRIES:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):
@@ -119,6 +122,23 @@ def _wrong_incarnation(overview: Overview, gid: Gid) -> list[str]:
                 'docs/operations.md, "A group that lost all of its disks", says what becomes of its data'
             ]
     return []
+
+
+def _of_disks(status: Mapping[str, Any]) -> list[str]:
+    """What is wrong with whose disk stands behind a replica's number."""
+    disk, found = status.get("disks", {}), []
+    if disk.get("known_as"):
+        gid, replica = status.get("gid", 0), status["replica"]
+        found.append(
+            f"takes no part: its disk is {disk['incarnation']}, the group knows replica {replica} with disk "
+            f"{disk['known_as']}. Start it on that one's directory, or let this one in: "
+            f"`shardkv admin member replace {gid} {replica} {replica}=HOST:PORT`"
+        )
+    found += [
+        f"drops the mail of replica {node}, which comes from disk {incarnation}: the group knows another"
+        for node, incarnation in disk.get("refuses", {}).items()
+    ]
+    return found
 
 
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from random import Random
 
 from raft.errors import RaftError
+from raft.incarnations import KnownDisks
 from raft.memory_state import InMemoryMachine
 from raft.node import NodeOptions
 from raft.quorum import Membership
@@ -71,6 +72,7 @@ class RaftWorld:
         self.ids = list(range(1, count + 1))
         self.first = tuple(self.ids)  # who began the group; others join it
         self.disks = {node: SimDisk(self.rng) for node in self.ids}
+        self.incarnations = {node: self.rng.getrandbits(64) for node in self.ids}
         self.hosts: dict[int, Host] = {}
         self.replicas: dict[int, ReplicatedMachine] = {}
         self.restarts: dict[asyncio.Task[None], None] = {}
@@ -92,18 +94,18 @@ class RaftWorld:
             machine.recover()
             peers = {other: f"n{other}" for other in self.ids if other != node}
             host = self.hosts[node] = Host(f"n{node}")
-            transport = SimTransport(self.network, "c", 1, host, peers)
+            transport = SimTransport(self.network, "c", 1, host, peers, self.incarnations[node])
+            first = Membership.of({n: f"n{n}" for n in self.first} if node in self.first else {})
             replica = await open_replica(
                 node,
-                Membership.of({n: f"n{n}" for n in self.first})
-                if node in self.first
-                else Membership(frozenset()),
+                first,
                 directory,
                 transport,
                 machine,
                 Random(self.rng.random()),
                 lambda: int(asyncio.get_running_loop().time() * 1000),
                 self.options,
+                KnownDisks(node, self.incarnations[node], first),
             )
             replica.on_turn.append(lambda replica=replica: self.check(replica))
             self.replicas[node] = replica
@@ -118,7 +120,16 @@ class RaftWorld:
         """Start a replica that does not belong to the group yet."""
         self.ids.append(node)
         self.disks[node] = SimDisk(self.rng)
+        self.incarnations[node] = self.rng.getrandbits(64)
         await self.start([node])
+
+    async def wipe(self, *nodes: int) -> None:
+        """Their disks are lost; they start again on empty ones, as if nothing had been."""
+        await self.crash([node for node in nodes if node in self.replicas])
+        for node in nodes:
+            self.disks[node].wipe()
+            self.incarnations[node] = self.rng.getrandbits(64)
+        await self.start(nodes)
 
     async def crash(self, nodes: Iterable[int]) -> None:
         for node in nodes:

@@ -20,7 +20,6 @@ from raft import raft_pb2
 from raft.answers import Code
 from raft.doors import Unreachable
 from raft.node import NodeOptions
-from raft.quorum import Membership
 from raft.ready import Options
 from raft.room import Room, watch
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
@@ -33,6 +32,7 @@ from shardctrler.shard_map import Config
 from shardkv import layout
 from shardkv.engine import MemoryEngine
 from shardkv.frames import Limits
+from shardkv.identity import Identity, claim
 from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
 from shardkv.observe.compare import GroupCheck, check_group
@@ -196,7 +196,13 @@ class World:
     async def _open(self, process: Process, host: Host) -> ControllerServer | GroupServer:
         directory = process.disk.open()
         peers = {n: address for n, address in process.peers.items() if n != process.replica}
-        transport = process.transport = SimTransport(self.network, CLUSTER, process.gid, host, peers)
+        rng = Random(self.rng.random())
+        first = {} if process.joining else process.peers
+        wanted = Identity(CLUSTER, process.gid, process.replica, "memory", rng.getrandbits(64), first)
+        identity = await claim(directory, wanted, process.address)
+        transport = process.transport = SimTransport(
+            self.network, CLUSTER, process.gid, host, peers, identity.incarnation
+        )
 
         def clock_ms() -> int:
             return START_MS + process.skew_ms + int(world_time() * 1000)
@@ -208,16 +214,17 @@ class World:
         else:
             machine = ShardMachine(process.gid, MemoryEngine(directory))
         self.invariants.watch(process.gid, machine)
-        rng = Random(self.rng.random())
+        disks = identity.disks(first)
         replica = await open_replica(
             process.replica,
-            Membership(frozenset()) if process.joining else Membership.of(process.peers),
+            disks.first,
             directory,
             transport,
             machine,
             rng,
             clock_ms,
             self.replica_options,
+            disks,
         )
         # Not what a dead process still turns over while it is put away: its group may be another one by then.
         replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica) if host.alive else None)
