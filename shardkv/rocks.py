@@ -305,13 +305,12 @@ class RocksEngine:
             self._scrub.stop()
         self._background.shutdown(wait=True)
         self._end_views()
-        try:
-            self._db.flush()
-            self.note_files()
-            self._db.close()
-        except Exception as error:
-            # Nothing is lost: the raft log has what is not in tables. But the owner should know of damage.
-            log.error("the database was not closed in order: %s", self._failed(error))
+        for work in (self._db.flush, self.note_files, self._db.close):
+            try:
+                work()
+            except Exception as error:
+                # Nothing is lost: the raft log has what is not in tables. But the owner should know of damage.
+                log.error("the database was not closed in order: %s", self._failed(error))
 
     # ---- snapshots
 

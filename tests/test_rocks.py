@@ -413,6 +413,20 @@ def test_an_install_that_fails_keeps_the_old_database_in_use(tmp_path: Path) -> 
     giver.close()
 
 
+@pytest.mark.quick
+def test_closing_lets_the_directory_go_even_when_it_meets_damage(tmp_path: Path) -> None:
+    engine = filled(tmp_path)
+    engine.write([], {b"dnew": b"1"}, SnapshotMeta(8, 2))
+    (manifest,) = (tmp_path / "db-1").glob("MANIFEST*")
+    flip(manifest, 20, 1)
+    heard: list[BaseException] = []
+    engine.on_fault = heard.append
+    engine.close()
+    assert isinstance(heard[0], DamagedState) and heard[0].file == str(manifest)
+    flip(manifest, 20, 1)
+    RocksEngine(tmp_path).close()
+
+
 # ---- the scrub
 
 
