@@ -38,7 +38,7 @@ class Admin:
         request = pb.AdminRequest(
             session=bytes(16), seq=self._seq, acked_below=self._seq, issued_ms=1, **operation
         )
-        entry = Entry(self._index, 1, Kind.COMMAND, STAMP.pack(self._index) + request.SerializeToString())
+        entry = Entry(self._index, 1, Kind.COMMAND, STAMP.pack(self._index, 0) + request.SerializeToString())
         began = time.perf_counter()
         (reply,) = self.machine.apply([entry])
         took = time.perf_counter() - began

@@ -216,9 +216,9 @@ class ShardClerk:
         if self._closed:
             raise ClerkClosed("the clerk is closed")
         waiter = _Waiter()
-        now = time.monotonic()  # uvloop's clock runs by the millisecond; see _submit_all
-        deadline = now + (self.timeout if timeout is None else timeout)
-        self._submitted.append((Operation(kind, key, value, now, deadline, waiter), lane))
+        # uvloop's clock runs by the millisecond; see _submit_all.
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        self._submitted.append((Operation(kind, key, value, deadline, waiter), lane))
         if not self._woken:
             # Two threads may both wake it: that costs a turn, and loses nothing.
             self._woken = True
@@ -231,7 +231,6 @@ class ShardClerk:
         submitted = self._submitted
         while submitted:
             operation, lane = submitted.popleft()
-            operation.issued_at += drift
             operation.deadline += drift
             try:
                 self._core.submit(operation, lane)

@@ -196,10 +196,8 @@ class AsyncShardClerk:
     ) -> asyncio.Future[tuple[int, bytes]]:
         self._core.check_process()
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
-
-        now = self._loop.time()
-        deadline = now + (self.timeout if timeout is None else timeout)
-        self._core.submit(Operation(kind, key, value, now, deadline, future), lane)
+        deadline = self._loop.time() + (self.timeout if timeout is None else timeout)
+        self._core.submit(Operation(kind, key, value, deadline, future), lane)
         return future
 
 

@@ -22,6 +22,7 @@ from client.errors import (
     ShardKVError,
     Unavailable,
 )
+from client.heard import CONTROLLER, HeardClocks
 from client.lane import Lane
 from client.operations import Numbering, Operation
 from client.routing import Router
@@ -72,7 +73,7 @@ class ClerkCore:
         self._lanes: dict[tuple[Gid, int], Lane] = {}
         self._outstanding: dict[Operation, int] = {}  # to the kind of lane that it needs
         self._max_outstanding = max_outstanding
-        self._clock: tuple[int, float] = (0, 0.0)  # replicated time heard, and when
+        self.heard = HeardClocks(self._loop.time)
         self._sweeping: asyncio.TimerHandle | None = None
         self._loading: asyncio.Task[None] | None = None
         self._forks = _forks
@@ -126,20 +127,6 @@ class ClerkCore:
 
     def config_num(self) -> int:
         return self._router.config.num if self._router.config else 0
-
-    def issued_ms(self) -> int:
-        """When the oldest outstanding write may have been issued, by replicated time."""
-        clock_ms, heard_at = self._clock
-        now = self._loop.time()
-        oldest = next(iter(self._outstanding), None)
-        age = 0.0 if oldest is None else max(0.0, now - oldest.issued_at)
-        return max(0, clock_ms + int((now - heard_at - age) * 1000))
-
-    def clock_heard(self, clock_ms: int) -> None:
-        now = self._loop.time()
-        expected = self._clock[0] + int((now - self._clock[1]) * 1000)
-        if clock_ms > expected or not self._clock[0]:
-            self._clock = (clock_ms, now)
 
     def addresses(self, gid: Gid) -> tuple[str, ...]:
         return self._router.addresses(gid)
@@ -229,7 +216,7 @@ class ClerkCore:
                     self.failed(operation, PermissionDenied(str(error)))
                 self._loading = None
                 return
-        self.clock_heard(self._controller.clock_ms)
+        self.heard.hear(CONTROLLER, self._controller.clock_ms)
         if hasattr(self._dialer, "cluster"):
             self._dialer.cluster = self._controller.cluster
         self._route_all(list(self._outstanding))

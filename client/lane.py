@@ -22,6 +22,7 @@ from client.errors import (
     SessionExpired,
     ValueTooLarge,
 )
+from client.heard import HeardClocks
 from client.operations import Numbering, Operation
 from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
@@ -43,11 +44,9 @@ SectionKey = tuple[int, Numbering | None]
 class Owner(Protocol):
     """What a lane needs of its clerk."""
 
+    heard: HeardClocks
+
     def config_num(self) -> int: ...
-
-    def issued_ms(self) -> int: ...
-
-    def clock_heard(self, clock_ms: int) -> None: ...
 
     def addresses(self, gid: Gid) -> tuple[str, ...]: ...
 
@@ -146,15 +145,21 @@ class Lane:
         if not addresses:
             return lambda: self._again(operations, f"group {self._gid} is not known")
         sections = self._sections(operations)
+        issued_ms = least_ms = self._owner.heard.issue_ms(self._gid)
+        for operation in operations:  # hot: runs per operation
+            operation.sent = True
+            if not operation.issued_ms:
+                operation.issued_ms = issued_ms
+            elif operation.issued_ms < least_ms:
+                least_ms = operation.issued_ms
         frame = frames.pack_frame(
             self._kind,
             self._owner.config_num(),
-            self._owner.issued_ms(),
+            least_ms,
             [self._pack(key, members) for key, members in sections.items()],
+            self._owner.heard.highest_ms,
         )
         address = self._choose(addresses)
-        for operation in operations:
-            operation.sent = True
         try:
             code, body = parse(await self._dialer.call(address, self._method, frame, ATTEMPT_SECONDS))
             if code is Code.OK:
@@ -167,7 +172,7 @@ class Lane:
             text = body.decode(errors="replace")
             return lambda: self._refused_whole(operations, code, text, addresses, address)
         self._leader = address
-        self._owner.clock_heard(clock_ms)
+        self._owner.heard.hear(self._gid, clock_ms)
 
         def settle() -> None:
             for (key, members), reply in zip(sections.items(), replies, strict=True):
@@ -257,9 +262,8 @@ class Lane:
         if late:
             # Sent once and not done: our idea of the time was behind this group's, and its
             # reply has mended that. Only what was sent before may have been done before.
-            now = asyncio.get_running_loop().time()
             for operation in late:
-                operation.issued_at = now
+                operation.issued_ms = 0
             self._again(tuple(late), "our clock was behind")
         if moved:
             self._owner.refused(shard, self._gid, 0, ())
@@ -274,6 +278,8 @@ class Lane:
             operation.why = why
             operation.doubt = operation.doubt or doubt
             operation.sent = operation.doubt
+            if not operation.doubt:
+                operation.issued_ms = 0  # surely not done: the next attempt is the first
             operation.refusals += 1
             refusals = max(refusals, operation.refusals)
         pause = 0.0

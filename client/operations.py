@@ -24,7 +24,7 @@ class Operation:
     __slots__ = (
         "deadline",
         "doubt",
-        "issued_at",
+        "issued_ms",
         "key",
         "kind",
         "numbering",
@@ -42,16 +42,15 @@ class Operation:
         kind: int,
         key: bytes,
         value: bytes,
-        issued_at: float,
         deadline: float,
         waiter: Waiter,
     ) -> None:
         self.kind = kind
         self.key = key
         self.value = value
-        self.issued_at = issued_at  # by the event loop's clock, in seconds
         self.deadline = deadline
         self.waiter: Waiter | None = waiter  # None once it is over
+        self.issued_ms = 0  # writes: fixed when first sent, by the newest replicated time heard then
         self.shard = 0
         self.seq = 0
         self.numbering: Numbering | None = None  # writes: the session that gave `seq`

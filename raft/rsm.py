@@ -2,8 +2,8 @@
 
 `propose` puts a command into the log and waits for what applying it returned;
 `read_barrier` waits until this replica may answer a linearizable read. Commands
-are opaque bytes. Each is stamped with the leader's clock before it enters the
-log: that is how the state machine learns the time without asking for it.
+are opaque bytes. Each is stamped with the group's time and the leader's wall clock before
+it enters the log: that is how the state machine learns the time without asking for it.
 
 Compaction: when the log has grown by `compact_bytes`, the state machine makes
 itself durable beside the running work, and the log below that goes.
@@ -17,8 +17,9 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from raft.clock import ReplicatedClock
 from raft.core import Raft
 from raft.doors import Directory, Transport
 from raft.errors import Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped, StorageError
@@ -36,7 +37,14 @@ from raft.wal import Recovered, Wal, open_wal
 
 log = logging.getLogger(__name__)
 
-STAMP = struct.Struct("<Q")  # leader's wall clock in ms, before each command
+STAMP = struct.Struct("<QQ")
+
+
+class Stamp(NamedTuple):
+    """What stands before each command in the log."""
+
+    clock_ms: int  # the group's time (`clock.py`): sessions expire by it
+    wall_ms: int  # the leader's wall clock, right or wrong: for people who restore a moment
 
 
 class StateMachine(Protocol):
@@ -49,6 +57,10 @@ class StateMachine(Protocol):
     @property
     def applied(self) -> SnapshotMeta:
         """The last entry whose effects are in the state."""
+
+    @property
+    def clock_ms(self) -> int:
+        """The largest `Stamp.clock_ms` that it has applied, 0 before the first."""
 
     @property
     def membership(self) -> bytes:
@@ -95,7 +107,7 @@ class ReplicatedMachine:
         self.machine = machine
         self.node: Node  # set by open_replica: node and host need each other
         self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
-        self._clock_ms = clock_ms
+        self._clock = ReplicatedClock(clock_ms, asyncio.get_running_loop().time)
         self._compact_bytes = compact_bytes
         self._pending: dict[Index, tuple[Term, asyncio.Future[bytes]]] = {}
         self._barrier: asyncio.Future[None] | None = None
@@ -152,13 +164,27 @@ class ReplicatedMachine:
     def waiting_reads(self) -> int:
         return len(self._tickets) + len(self._unapplied)
 
-    async def propose(self, command: bytes) -> bytes:
+    def now_ms(self, heard_ms: int = 0) -> int:
+        """The group's time, as well as this replica can tell (`clock.py`)."""
+        return self._clock.now_ms(self.machine.clock_ms, heard_ms)
+
+    def wall_ms(self) -> int:
+        """This machine's wall clock, right or wrong."""
+        return self._clock.wall_ms()
+
+    @property
+    def wall_ahead_ms(self) -> int:
+        """How far this machine's wall clock is ahead of the group's time: where one replica differs, it is wrong."""
+        return self.wall_ms() - self.now_ms()
+
+    async def propose(self, command: bytes, heard_ms: int = 0) -> bytes:
         """The reply of the state machine once `command` is committed and applied here.
 
+        `heard_ms`: the highest time of any group that the command's sender has heard of.
         Raises NotLeader, Busy, Transferring, Stopped (nothing was queued), Lost (it
         will never apply) or OutcomeUnknown.
         """
-        index, term = self.node.propose(STAMP.pack(self._clock_ms()) + command)
+        index, term = self.node.propose(STAMP.pack(self.now_ms(heard_ms), self._clock.wall_ms()) + command)
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._pending[index] = (term, future)
         return await future
@@ -363,8 +389,8 @@ async def open_replica(
     return replica
 
 
-def unstamp(entry: Entry) -> tuple[int, bytes]:
-    """(leader's clock in ms, command) of a committed entry; (0, b"") for what is not a command."""
+def unstamp(entry: Entry) -> tuple[Stamp, bytes]:
+    """The stamp and the command of a committed entry; no time and b"" for what is not a command."""
     if entry.kind is not Kind.COMMAND:
-        return 0, b""
-    return STAMP.unpack_from(entry.data)[0], entry.data[STAMP.size :]
+        return Stamp(0, 0), b""
+    return Stamp(*STAMP.unpack_from(entry.data)), entry.data[STAMP.size :]

@@ -5,12 +5,18 @@ numbers the writes and may have many outstanding. Of each session we keep the
 replies to the writes at or above the owner's low-water mark `acked_below`: every
 write below it has been answered and will not be asked again.
 
-Records expire by replicated time. A write says when it was first issued
-(`issued_ms`, by the same clock). If its session has no record, then either it was
-never done, or its record expired `ttl_ms` after it was done, hence later than
-`ttl_ms` after it was issued: such a late write is refused, not done again. For
-this the clock must never fall behind an `issued_ms` that it has seen; the state
-machines see to that.
+Records expire by replicated time, `ttl_ms` after their last use. A write says when its
+owner issued it (`issued_ms`: fixed when the write is first sent, by the newest time that the
+owner had heard then). A write that no record tells of was either never done, or its record
+expired. In the latter case the time is past `issued_ms + ttl_ms`, since a record counts as used no
+earlier than the issue of what it records. So a write that old is refused, and never done again (also
+where its session has begun a new record since); any younger one is new (`may_begin`).
+
+Nobody's clock can break that rule. An owner that heard a time ahead of ours only
+keeps its record for longer; our time does not move for it. An owner whose time is far behind is
+refused, hears our time in the refusal, and issues the write again. When our own time leaps (a
+shard arrives from a group whose time is ahead, or a group was down), no record expires for another
+`ttl_ms` (`SessionClock`), so no session is lost to the leap.
 
 Pure: the caller stores `encode()` in its replicated state.
 """
@@ -25,6 +31,9 @@ HEADER = struct.Struct("<QQII")  # acked_below, used_ms, plain replies, other re
 OTHER = struct.Struct("<QI")  # seq, length
 
 DEFAULT_TTL_MS = 3600 * 1000
+CLOCK = struct.Struct(">QQ")
+MOST_AHEAD_MS = 400 * 24 * 3600 * 1000  # a time further ahead is no time (microseconds, say), and counts as now
+USED_MS = struct.Struct("<8xQ")  # of an encoded record
 
 
 @dataclass(slots=True)
@@ -71,6 +80,42 @@ class SessionRecord:
         return cls(acked_below, used_ms, replies)
 
 
-def may_begin(issued_ms: int, now_ms: int, ttl_ms: int) -> bool:
-    """Whether a write without a record was surely never done (see the module's docstring)."""
-    return now_ms < issued_ms + ttl_ms
+def used_ms_of(encoded: bytes) -> int:
+    """When an encoded record was last used, without decoding the rest."""
+    return int(USED_MS.unpack_from(encoded)[0])
+
+
+@dataclass(slots=True)
+class SessionClock:
+    """A group's replicated time, and which records have expired by it. Part of the replicated state."""
+
+    ttl_ms: int
+    now_ms: int = 0
+    keep_until_ms: int = 0  # nothing expires before: the time has leapt
+
+    def advance(self, to_ms: int) -> None:
+        """The time is at least `to_ms`. It never goes back."""
+        if to_ms <= self.now_ms:
+            return
+        if self.now_ms and to_ms - self.now_ms > self.ttl_ms // 2:
+            # Records that were used a moment ago by any clock of this world would expire now.
+            self.keep_until_ms = to_ms + self.ttl_ms
+        self.now_ms = to_ms
+
+    def used_ms(self, heard_ms: int) -> int:
+        """When a record counts as used, of a frame whose owner has heard of no later time than `heard_ms`."""
+        return max(self.now_ms, heard_ms) if heard_ms <= self.now_ms + MOST_AHEAD_MS else self.now_ms
+
+    def may_begin(self, issued_ms: int) -> bool:
+        """Whether a write without a record was surely never done (see the module's docstring)."""
+        return self.now_ms < issued_ms + self.ttl_ms
+
+    def has_expired(self, used_ms: int) -> bool:
+        return used_ms + self.ttl_ms < self.now_ms and self.keep_until_ms <= self.now_ms
+
+    def encode(self) -> bytes:
+        return CLOCK.pack(self.now_ms, self.keep_until_ms)
+
+    def restore(self, encoded: bytes) -> None:
+        """Become what `encode` gave; of nothing, a clock that has not begun."""
+        self.now_ms, self.keep_until_ms = CLOCK.unpack(encoded) if encoded else (0, 0)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from raft.doors import Directory
 from raft.memory_state import InMemoryMachine
 from raft.rsm import unstamp
-from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
+from raft.sessions import DEFAULT_TTL_MS, SessionClock, SessionRecord
 from raft.types import Entry, Kind, SnapshotMeta
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
@@ -36,7 +36,7 @@ class ControllerMachine(InMemoryMachine):
         self._reset()
 
     def _reset(self) -> None:
-        self.clock_ms = 0
+        self.clock = SessionClock(self._ttl_ms)
         self.membership = b""
         self.config = Config()
         self.accounts = Accounts()
@@ -47,6 +47,10 @@ class ControllerMachine(InMemoryMachine):
         self._claims = Claims()
 
     # ---- reading
+
+    @property
+    def clock_ms(self) -> int:
+        return self.clock.now_ms
 
     def config_at(self, num: int) -> Config | None:
         """Configuration `num` from the history; None if there is none yet."""
@@ -81,51 +85,62 @@ class ControllerMachine(InMemoryMachine):
     def _apply(self, entry: Entry) -> bytes:
         stamp, command = unstamp(entry)
         request = pb.AdminRequest.FromString(command)
-        self._advance_clock(max(stamp, request.issued_ms))
+        self._advance_clock(stamp.clock_ms)
         if request.WhichOneof("op") == "initialize":  # idempotent by itself: proposed by leaders
             self._carry_out(request)
             return b""
         if request.WhichOneof("op") == "claim":  # likewise
             return self._claim(request.claim)
         record = self._sessions.get(request.session)
+        late = not self.clock.may_begin(request.issued_ms)
+        if late and (record is None or request.seq not in record.replies):
+            return self._reply("SessionExpired", "the request is too old to be retried")
         if record is None:
-            if not may_begin(request.issued_ms, self.clock_ms, self._ttl_ms):
-                return _refusal("SessionExpired", "the request is too old to be retried")
             record = self._sessions[request.session] = SessionRecord()
-        record.used_ms = self.clock_ms
+        record.used_ms = max(record.used_ms, self.clock.used_ms(request.issued_ms))
         if request.seq in record.replies:
             return record.replies[request.seq]
         if request.seq < record.acked_below:
-            return _refusal("SessionExpired", "the request was answered before")
+            return self._reply("SessionExpired", "the request was answered before")
         record.acknowledge(request.acked_below)
         reply = self._carry_out(request)
         record.replies[request.seq] = reply
         return reply
 
     def _advance_clock(self, now_ms: int) -> None:
-        if now_ms // 60_000 > self.clock_ms // 60_000:  # look once a minute of replicated time
-            oldest = now_ms - self._ttl_ms
-            self._sessions = {s: r for s, r in self._sessions.items() if r.used_ms > oldest}
-        self.clock_ms = max(self.clock_ms, now_ms)
+        """Once a minute of replicated time expired records go; there are as few as there are admins."""
+        before = self.clock.now_ms
+        self.clock.advance(now_ms)
+        if self.clock.now_ms // 60_000 > before // 60_000:
+            self._sessions = {
+                session: record
+                for session, record in self._sessions.items()
+                if not self.clock.has_expired(record.used_ms)
+            }
 
     def _carry_out(self, request: pb.AdminRequest) -> bytes:
         try:
             accounts = self._plan_accounts(request)
             change = self._plan(request) if accounts is None else None
         except Refused as refused:
-            return _refusal(refused.kind, str(refused), self.config.num)
+            return self._reply(refused.kind, str(refused))
         if accounts is not None:
             self.accounts = accounts
         if change is not None:
             self._extend(self._with_addresses(change))
-        return pb.AdminReply(num=self.config.num).SerializeToString()
+        return self._reply()
+
+    def _reply(self, refusal: str = "", message: str = "") -> bytes:
+        return pb.AdminReply(
+            refusal=refusal, message=message, num=self.config.num, clock_ms=self.clock_ms
+        ).SerializeToString()
 
     def _claim(self, claim: pb.Claim) -> bytes:
         """Record which incarnation a join belongs to. No new configuration: who serves what stays as it is."""
         try:
             joined = self._claims.claim(claim.gid, claim.incarnation, claim.joined)
         except Refused as refused:
-            return _refusal(refused.kind, str(refused), self.config.num)
+            return self._reply(refused.kind, str(refused))
         self._note_claim(claim.gid)
         return pb.AdminReply(num=joined).SerializeToString()
 
@@ -198,7 +213,7 @@ class ControllerMachine(InMemoryMachine):
         known = [group_to_pb(self._last_addresses[gid]) for gid in sorted(self._last_addresses)]
         state = pb.State(
             changes=self._changes,
-            clock_ms=self.clock_ms,
+            clock=self.clock.encode(),
             next_shard=self._next_shard,
             membership=self.membership,
             config=config_to_pb(self.config),
@@ -220,11 +235,8 @@ class ControllerMachine(InMemoryMachine):
             self._claims.joins.setdefault(claim.gid, []).append(Join(claim.joined, claim.incarnation))
         self.config.check()
         assert self.config.num == len(self._changes), "a map that its history does not make"
-        self.clock_ms, self._next_shard = state.clock_ms, state.next_shard
+        self.clock.restore(state.clock)
+        self._next_shard = state.next_shard
         self.membership = state.membership
         self.accounts = Accounts.decode(state.accounts)
         self._sessions = {item.session: SessionRecord.decode(item.record) for item in state.sessions}
-
-
-def _refusal(kind: str, message: str, num: int = 0) -> bytes:
-    return pb.AdminReply(refusal=kind, message=message, num=num).SerializeToString()

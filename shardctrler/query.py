@@ -16,6 +16,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from raft.answers import Code, parse
+from raft.clock import HeardClock
 from raft.doors import Dialer, Unreachable
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.accounts import Accounts
@@ -60,8 +61,13 @@ class ControllerClient:
         self._preferred = rng.choice(self._addresses)
         self._session = rng.randbytes(16)
         self._seq = 0
-        self.clock_ms = 0  # the newest replicated time heard of
+        self._clock = HeardClock(lambda: asyncio.get_running_loop().time())
         self.cluster = ""
+
+    @property
+    def clock_ms(self) -> int:
+        """The controllers' time, as heard; 0 before the first answer."""
+        return self._clock.now_ms()
 
     async def admin(self, request: pb.AdminRequest, timeout: float) -> int:
         """Carry out an admin request, once; returns the number of the configuration it made.
@@ -69,13 +75,19 @@ class ControllerClient:
         Raises AdminRefused; ControllerUnavailable, after which it may or may not be done.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        if not self.clock_ms:
-            await self.changes(0, 0.0, timeout, limit=1)
         self._seq += 1
         request.session, request.seq, request.acked_below = self._session, self._seq, self._seq
-        request.issued_ms = self.clock_ms
-        left = deadline - asyncio.get_running_loop().time()
-        reply = pb.AdminReply.FromString(await self._call("ctl.admin", request, left))
+        while True:
+            request.issued_ms = self.clock_ms
+            left = deadline - asyncio.get_running_loop().time()
+            body, doubt = await self._ask("ctl.admin", request, left)
+            reply = pb.AdminReply.FromString(body)
+            self._clock.hear(reply.clock_ms)
+            # Issued before we had heard the time, or at a time too old: refused, and now we know the
+            # time. Of the first kind nothing is ever done; of the second, an attempt that was not
+            # answered may have been done while it was young.
+            if reply.refusal != "SessionExpired" or (doubt and request.issued_ms) or left <= 0:
+                break
         if reply.refusal:
             raise AdminRefused(reply.refusal, reply.message, reply.num)
         return reply.num
@@ -111,7 +123,7 @@ class ControllerClient:
         request = pb.ChangesRequest(since=since, wait_ms=int(wait * 1000), limit=limit)
         body = await self._call("ctl.changes", request, timeout + wait, attempt=ATTEMPT_SECONDS + wait)
         reply = pb.ChangesReply.FromString(body)
-        self.clock_ms = max(self.clock_ms, reply.clock_ms)
+        self._clock.hear(reply.clock_ms)
         self.cluster = reply.cluster
         if reply.controllers:
             self._addresses = list(reply.controllers)
@@ -140,10 +152,20 @@ class ControllerClient:
         timeout: float,
         attempt: float = ATTEMPT_SECONDS,
     ) -> bytes:
+        return (await self._ask(method, request, timeout, attempt))[0]
+
+    async def _ask(
+        self,
+        method: str,
+        request: Message,
+        timeout: float,
+        attempt: float = ATTEMPT_SECONDS,
+    ) -> tuple[bytes, bool]:
+        """The answer, and whether an earlier attempt may have been carried out as well."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         payload = request.SerializeToString()
-        backoff, tried = BACKOFF_SECONDS[0], dict[str, str]()
+        backoff, tried, doubt = BACKOFF_SECONDS[0], dict[str, str](), False
         while True:
             address = self._preferred
             left = deadline - loop.time()
@@ -153,11 +175,12 @@ class ControllerClient:
                 code, body = parse(await self._dialer.call(address, method, payload, min(left, attempt)))
             except (Unreachable, ValueError) as error:
                 tried[address] = str(error)
+                doubt = True
                 self._try_another()
             else:
                 match code:
                     case Code.OK:
-                        return body
+                        return body, doubt
                     case Code.BAD_REQUEST:
                         raise BadQuery(body.decode(errors="replace"))
                     case Code.DENIED:
@@ -169,6 +192,7 @@ class ControllerClient:
                             continue  # a fresh hint: no reason to wait
                     case _:
                         tried[address] = f"{code.name} {body.decode(errors='replace')}".strip()
+                        doubt = doubt or code in (Code.RETRY, Code.STOPPED)
                         self._try_another()
             pause = min(backoff * self._rng.uniform(0.5, 1.5), deadline - loop.time())
             backoff = min(backoff * 2, BACKOFF_SECONDS[1])

@@ -79,11 +79,9 @@ class ControllerServer:
         replica: ReplicatedMachine,
         cluster: str,
         initial_shards: int,
-        clock_ms: Callable[[], int],
     ) -> None:
         self.replica = replica
         self._cluster, self._initial_shards = cluster, initial_shards
-        self._clock_ms = clock_ms
         assert isinstance(replica.machine, ControllerMachine)
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
@@ -161,7 +159,7 @@ class ControllerServer:
         reply = pb.ChangesReply(
             num=self.machine.config.num,
             # A clerk's first idea of the time: not that of the last change, which may be days old.
-            clock_ms=max(self.machine.clock_ms, self._clock_ms()),
+            clock_ms=self.replica.now_ms(),
             cluster=self._cluster,
             controllers=self._addresses(),
         )
@@ -215,6 +213,7 @@ class ControllerServer:
                 "applied_index": self.machine.applied.index,
                 **self.about,
                 "config_num": self.machine.config.num,
+                "wall_ahead_ms": self.replica.wall_ahead_ms,
                 "room": self.replica.node.room.name,
                 "disk": self.replica.node.disk,
                 "free_bytes": self.replica.node.free_bytes,

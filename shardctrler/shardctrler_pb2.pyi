@@ -253,14 +253,16 @@ class AdminRequest(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
-    __slots__ = ("refusal", "message", "num")
+    __slots__ = ("refusal", "message", "num", "clock_ms")
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     NUM_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     refusal: str
     message: str
     num: int
-    def __init__(self, refusal: _Optional[str] = ..., message: _Optional[str] = ..., num: _Optional[int] = ...) -> None: ...
+    clock_ms: int
+    def __init__(self, refusal: _Optional[str] = ..., message: _Optional[str] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ...) -> None: ...
 
 class QueryRequest(_message.Message):
     __slots__ = ("latest", "num")
@@ -295,10 +297,10 @@ class ChangesReply(_message.Message):
     def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., num: _Optional[int] = ..., clock_ms: _Optional[int] = ..., cluster: _Optional[str] = ..., controllers: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class State(_message.Message):
-    __slots__ = ("changes", "sessions", "clock_ms", "next_shard", "membership", "config", "accounts", "known", "claims")
+    __slots__ = ("changes", "sessions", "clock", "next_shard", "membership", "config", "accounts", "known", "claims")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
-    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_FIELD_NUMBER: _ClassVar[int]
     NEXT_SHARD_FIELD_NUMBER: _ClassVar[int]
     MEMBERSHIP_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
@@ -307,14 +309,14 @@ class State(_message.Message):
     CLAIMS_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedScalarFieldContainer[bytes]
     sessions: _containers.RepeatedCompositeFieldContainer[SessionState]
-    clock_ms: int
+    clock: bytes
     next_shard: int
     membership: bytes
     config: Config
     accounts: bytes
     known: _containers.RepeatedCompositeFieldContainer[Group]
     claims: _containers.RepeatedCompositeFieldContainer[Claim]
-    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock_ms: _Optional[int] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., accounts: _Optional[bytes] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ...) -> None: ...
+    def __init__(self, changes: _Optional[_Iterable[bytes]] = ..., sessions: _Optional[_Iterable[_Union[SessionState, _Mapping]]] = ..., clock: _Optional[bytes] = ..., next_shard: _Optional[int] = ..., membership: _Optional[bytes] = ..., config: _Optional[_Union[Config, _Mapping]] = ..., accounts: _Optional[bytes] = ..., known: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ...) -> None: ...
 
 class SessionState(_message.Message):
     __slots__ = ("session", "record")

@@ -205,6 +205,29 @@ class Batch:
                     pairs[key] = value
         return sorted(pairs.items())
 
+    def first(self, start: bytes, end: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """The first `most` pairs of `scan`, at the cost of as many, and of a look at what has changed."""
+        changed = sorted(key for key in self.changes if start <= key < end)
+        found: list[tuple[bytes, bytes]] = []
+        position = 0
+
+        def take_changed(before: bytes) -> None:
+            nonlocal position
+            while position < len(changed) and changed[position] < before and len(found) < most:
+                value = self.changes[changed[position]]
+                if value is not None:
+                    found.append((changed[position], value))
+                position += 1
+
+        for key, value in self._engine.scan(start, end):
+            take_changed(key)
+            if len(found) >= most:
+                return found
+            if key not in self.changes and not any(low <= key < high for low, high in self._deleted):
+                found.append((key, value))
+        take_changed(end)
+        return found
+
     def put(self, key: bytes, value: bytes) -> None:
         self.changes[key] = value
 

@@ -1,6 +1,6 @@
 """Client frames: many operations as columns of bytes. Pure, shared by clerk and server, and hot.
 
-    frame    header (magic, version, kind, sections, configuration number, issued_ms, body length)
+    frame    header (magic, version, kind, sections, configuration number, issued_ms, heard_ms)
     section  header (shard, session, acked_below, count, bytes of blob)
              kinds[count] u8 | seqs[count] u64 (writes) | key lengths u32 | value lengths u32 | blob
     blob     key, value, key, value, …
@@ -12,6 +12,10 @@
 A leader looks at the columns of lengths (`check_frame`), never at the operations:
 the bytes go into the log as they came. Columns are unpacked by C code; per
 operation there are two slices and nothing else.
+
+`issued_ms` is the least time of issue of the frame's operations, each fixed when the operation was
+first sent; `heard_ms` the highest replicated time that the clerk has heard of, no less than any of these
+(`raft/sessions.py`).
 
 A cas packs `expected` and `new` into its value; a scan packs `end` and `limit`.
 """
@@ -25,8 +29,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 MAGIC = b"SKF"
-VERSION = 1
-FRAME = struct.Struct("<3sBBHQQ")  # magic, version, kind, sections, configuration, issued_ms
+VERSION = 2
+FRAME = struct.Struct("<3sBBHQQQ")  # magic, version, kind, sections, configuration, issued_ms, heard_ms
 SECTION = struct.Struct("<Q16sQII")  # shard, session, acked_below, count, blob bytes
 REPLY = struct.Struct("<QH")
 REPLY_SECTION = struct.Struct("<BQHII")  # status, gid, length of addresses, count, blob bytes
@@ -50,6 +54,7 @@ class Status(IntEnum):
     WRONG_SHARD = 4  # the key is outside the shard, which was split; not done
     VALUE_TOO_LARGE = 5  # an append would make the value too large; not done
     BAD_OPERATION = 6  # unknown kind, or malformed; not done
+    LOCKED = 7  # a transaction holds the key; not done (reserved: no server of this version says it)
 
 
 class SectionStatus(IntEnum):
@@ -98,6 +103,7 @@ class FrameHeader:
     sections: int
     config_num: int
     issued_ms: int
+    heard_ms: int
 
 
 def pack_section(  # hot: runs per operation
@@ -126,22 +132,25 @@ def pack_section(  # hot: runs per operation
     )
 
 
-def pack_frame(kind: int, config_num: int, issued_ms: int, sections: Sequence[bytes]) -> bytes:
-    return FRAME.pack(MAGIC, VERSION, kind, len(sections), config_num, issued_ms) + b"".join(sections)
+def pack_frame(
+    kind: int, config_num: int, issued_ms: int, sections: Sequence[bytes], heard_ms: int = 0
+) -> bytes:
+    header = FRAME.pack(MAGIC, VERSION, kind, len(sections), config_num, issued_ms, heard_ms)
+    return header + b"".join(sections)
 
 
 def read_header(frame: bytes) -> FrameHeader:
     """Raises MalformedFrame."""
+    if len(frame) >= 4 and frame[:3] == MAGIC and frame[3] != VERSION:
+        raise MalformedFrame(f"frame version {frame[3]}, this server reads {VERSION}")
     if len(frame) < FRAME.size:
         raise MalformedFrame(f"a frame of {len(frame)} bytes")
-    magic, version, kind, sections, config_num, issued_ms = FRAME.unpack_from(frame)
+    magic, _, kind, sections, config_num, issued_ms, heard_ms = FRAME.unpack_from(frame)
     if magic != MAGIC:
         raise MalformedFrame("not a frame")
-    if version != VERSION:
-        raise MalformedFrame(f"frame version {version}, this server reads {VERSION}")
     if kind not in (WRITE, READ) or not 0 < sections <= MAX_SECTIONS:
         raise MalformedFrame(f"a frame of kind {kind} with {sections} sections")
-    return FrameHeader(kind, sections, config_num, issued_ms)
+    return FrameHeader(kind, sections, config_num, issued_ms, heard_ms)
 
 
 def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:
@@ -195,7 +204,7 @@ def _check_values(kinds: bytes, lengths: array[int], limits: Limits) -> None:
 
 def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operation
     """The sections of a frame that `check_frame` has passed."""
-    _, _, kind, sections, _, _ = FRAME.unpack_from(frame)
+    _, _, kind, sections, *_ = FRAME.unpack_from(frame)
     offset = FRAME.size
     for _ in range(sections):
         shard, session, acked_below, count, _ = SECTION.unpack_from(frame, offset)

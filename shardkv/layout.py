@@ -1,6 +1,6 @@
 """Where things are in the engine's key space. Pure.
 
-m…                  the group's own state: incarnation, configuration number, clock, membership, rows
+m…                  the group's own state: incarnation, configuration number, clock, membership, rows, cursors
 d<key>              data, in the order of the keys: a split moves nothing
 s<shard><session>   exactly-once records
 j<shard><position>  keys changed while the shard is being lent: the copy's journal
@@ -15,6 +15,8 @@ ADDRESSES = b"maddresses"
 INCARNATION = b"mincarnation"
 JOINS = b"mjoins"
 ROW = b"mrow"
+SWEPT = b"mswept"  # where the next look for expired records begins
+ALL_RECORDS = (b"s", b"t")
 
 
 def data_key(key: bytes) -> bytes:
@@ -32,6 +34,11 @@ def row_key(shard: int) -> bytes:
 
 def record_key(shard: int, session: bytes) -> bytes:
     return b"s" + shard.to_bytes(8, "big") + session
+
+
+def record_of(item: bytes) -> tuple[int, bytes]:
+    """The shard and the session of a record's key."""
+    return int.from_bytes(item[1:9], "big"), item[9:]
 
 
 def record_range(shard: int) -> tuple[bytes, bytes]:

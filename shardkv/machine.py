@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from raft.rsm import unstamp
-from raft.sessions import DEFAULT_TTL_MS, SessionRecord, may_begin
+from raft.sessions import DEFAULT_TTL_MS, SessionClock, SessionRecord
 from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, SnapshotMeta
 from shardctrler import shardctrler_pb2 as ctl
@@ -33,7 +33,7 @@ from shardkv.rows import cursor_from_pb, decode_row, encode_row
 OK = b""  # the reply that most writes leave in the record
 NOT_FOUND = bytes([Status.NOT_FOUND])
 CAS_FAILED = bytes([Status.CAS_FAILED])
-SWEEP_MS = 60_000
+SWEEP_MS = 100  # of replicated time between two steps of the look for expired records
 JOINS = struct.Struct(">QQQ")  # the first and the last join that is ours; up to where the rest is others'
 
 
@@ -43,7 +43,7 @@ class ShardMachine:
     def __init__(self, gid: int, engine: Engine, session_ttl_ms: int = DEFAULT_TTL_MS) -> None:
         self.gid = gid
         self.engine = engine
-        self._ttl_ms = session_ttl_ms
+        self.clock = SessionClock(session_ttl_ms)
         self.operations = 0  # applied since the start, for status
         self.writes: Counter[int] = Counter()  # of these, by shard
         self.reads: Counter[int] = Counter()  # answered by this replica, by shard
@@ -70,9 +70,9 @@ class ShardMachine:
         )
         self.incarnation = int.from_bytes(self.engine.get(layout.INCARNATION) or b"", "big")  # 0: none yet
         self._membership = self.engine.get(layout.MEMBERSHIP) or b""
-        self.clock_ms = int.from_bytes(self.engine.get(layout.CLOCK) or b"", "big")
-        self._records = Records(self.engine)
+        self.clock.restore(self.engine.get(layout.CLOCK) or b"")
         self._batch = Batch(self.engine)
+        self._records = Records(self._batch)
         self._before = self.applied  # the last entry whose effects are all in the batch or the engine
 
     # ---- the state machine's protocol
@@ -80,6 +80,10 @@ class ShardMachine:
     @property
     def applied(self) -> SnapshotMeta:
         return self.engine.applied
+
+    @property
+    def clock_ms(self) -> int:
+        return self.clock.now_ms
 
     @property
     def membership(self) -> bytes:
@@ -114,10 +118,11 @@ class ShardMachine:
             else:
                 stamp, command = unstamp(entry)
                 if command[0] == commands.FRAME:
-                    replies.append(self._apply_frame(stamp, command))
+                    self._advance_clock(stamp.clock_ms)
+                    replies.append(self._apply_frame(command))
                 else:
                     self._commit(self._before)
-                    self._advance_clock(stamp)
+                    self._advance_clock(stamp.clock_ms)
                     replies.append(self._apply_step(command, meta))
             self._before = meta
         self._commit(self._before)
@@ -126,8 +131,8 @@ class ShardMachine:
     def _commit(self, applied: SnapshotMeta) -> None:
         """Write the batch: operations, records, journals, clock, rows and applied index, in one."""
         batch = self._batch
-        self._records.store(batch)
-        batch.put(layout.CLOCK, self.clock_ms.to_bytes(8, "big"))
+        self._records.store()
+        batch.put(layout.CLOCK, self.clock.encode())
         ownership = self.ownership
         if ownership.changed:
             batch.put(layout.CONFIG_NUM, ownership.config_num.to_bytes(8, "big"))
@@ -146,61 +151,50 @@ class ShardMachine:
         # Not what was refused as outside the shard: it is another's, perhaps the next owner's.
         inside = (key for key in section.keys if key >= row.start and (not row.end or key < row.end))
         keys = dict.fromkeys(map(layout.data_key, inside))
-        keys[layout.record_key(row.shard, section.session)] = None
+        if section.session != frames.NO_SESSION:
+            keys[layout.record_key(row.shard, section.session)] = None
         for key in keys:
             self._batch.put(layout.journal_key(row.shard, row.journal), key)
             row.journal += 1
         self.ownership.changed.add(row.shard)
 
     def _advance_clock(self, now_ms: int) -> None:
-        """Replicated time never goes back; once a minute of it, expired records go.
+        """Replicated time never goes back; as it passes, expired records go, a few at a time.
 
-        Called before an entry has any effect, so the batch is its predecessors'.
+        Called before an entry has any effect: what has expired is judged by the entry's own time.
         """
-        if now_ms > self.clock_ms:
-            sweep = now_ms // SWEEP_MS > self.clock_ms // SWEEP_MS
-            self.clock_ms = now_ms
-            if sweep:
-                self._expire()
-
-    def _expire(self) -> None:
-        self._commit(self._before)
-        expired = self._records.expired(self.clock_ms - self._ttl_ms)
-        if expired:
-            for key in expired:
-                self._batch.delete(key)
-            self._records.forget()
+        before = self.clock.now_ms
+        self.clock.advance(now_ms)
+        if self.clock.now_ms // SWEEP_MS > before // SWEEP_MS:
+            self._records.sweep(self.clock)
 
     # ---- client frames
 
-    def _apply_frame(self, stamp: int, command: bytes) -> bytes:
+    def _apply_frame(self, command: bytes) -> bytes:
         _, max_value = commands.FRAME_HEADER.unpack_from(command)
         frame = command[commands.FRAME_HEADER.size :]
-        issued_ms = frames.read_header(frame).issued_ms
-        # Never behind what a client has seen elsewhere: sessions.py says why.
-        self._advance_clock(max(stamp, issued_ms))
+        header = frames.read_header(frame)
+        used_ms = self.clock.used_ms(max(header.issued_ms, header.heard_ms))
         sections = [
-            self._apply_section(section, issued_ms, max_value) for section in frames.unpack_sections(frame)
+            self._apply_section(section, header.issued_ms, used_ms, max_value)
+            for section in frames.unpack_sections(frame)
         ]
         return frames.pack_reply(self.clock_ms, sections)
 
-    def _apply_section(self, section: Section, issued_ms: int, max_value: int) -> bytes:
+    def _apply_section(self, section: Section, issued_ms: int, used_ms: int, max_value: int) -> bytes:
         row = self.ownership.rows.get(section.shard)
         if row is None or not row.serves:
             return self.refuse(row)
         self.operations += len(section.keys)
         self.writes[section.shard] += len(section.keys)
-        record = self._records.find(section.shard, section.session)
+        # Whoever comes so late may have been forgotten, also where the session has a newer record since.
+        late = section.session != frames.NO_SESSION and not self.clock.may_begin(issued_ms)
+        record = self._record_of(section, late, used_ms)
         if record is None:
-            if not may_begin(issued_ms, self.clock_ms, self._ttl_ms):
-                return frames.pack_results(bytes([Status.SESSION_EXPIRED]) * len(section.keys), None)
-            record = self._records.create(section.shard, section.session)
-        record.used_ms = self.clock_ms
-        record.acknowledge(section.acked_below)
-        self._records.touch(section.shard, section.session)
+            return frames.pack_results(bytes([Status.SESSION_EXPIRED]) * len(section.keys), None)
         if row.state is State.LENDING:
             self._journal(row, section)
-        if self._all_new_puts(section, record, row):
+        if not late and self._all_new_puts(section, record, row):
             put_keys = [b"d" + key for key in section.keys]
             self._batch.changes.update(zip(put_keys, section.values, strict=True))
             record.replies.update(dict.fromkeys(section.seqs, OK))
@@ -209,8 +203,22 @@ class ShardMachine:
         for kind, seq, key, value in zip(
             section.kinds, section.seqs, section.keys, section.values, strict=True
         ):
-            statuses.append(self._apply_once(record, row, kind, seq, key, value, max_value))
+            statuses.append(self._apply_once(record, late, row, kind, seq, key, value, max_value))
         return frames.pack_results(bytes(statuses), None)
+
+    def _record_of(self, section: Section, late: bool, used_ms: int) -> SessionRecord | None:
+        """The record that this section's writes go into, noted as used; None where they come too late."""
+        if section.session == frames.NO_SESSION:
+            return SessionRecord()  # tried once: nobody will ask again, so nothing is kept
+        record = self._records.find(section.shard, section.session)
+        if record is None:
+            if late:
+                return None
+            record = self._records.create(section.shard, section.session)
+        record.used_ms = max(record.used_ms, used_ms)
+        record.acknowledge(section.acked_below)
+        self._records.touch(section.shard, section.session)
+        return record
 
     def _all_new_puts(self, section: Section, record: SessionRecord, row: Row) -> bool:
         """Whether nothing needs a look one by one: the usual case, judged at C speed."""
@@ -224,13 +232,21 @@ class ShardMachine:
         )
 
     def _apply_once(
-        self, record: SessionRecord, row: Row, kind: int, seq: int, key: bytes, value: bytes, max_value: int
+        self,
+        record: SessionRecord,
+        late: bool,
+        row: Row,
+        kind: int,
+        seq: int,
+        key: bytes,
+        value: bytes,
+        max_value: int,
     ) -> int:
         """Exactly once: a write that was done answers as it did then."""
         done = record.replies.get(seq)
         if done is not None:
             return done[0] if done else Status.OK
-        if seq < record.acked_below:
+        if late or seq < record.acked_below:
             return Status.SESSION_EXPIRED
         if key < row.start or (row.end and key >= row.end):
             return Status.WRONG_SHARD  # leaves no record: the retry at the right shard is the first
@@ -359,8 +375,8 @@ class ShardMachine:
                 self._batch.delete(item.key)
             else:
                 self._batch.put(item.key, item.value)
-        # The records' times are the giver's: be no younger than they are.
-        self.clock_ms = max(self.clock_ms, chunk.clock_ms)
+        # The records' times are the giver's: a record that has expired there must be too old here.
+        self.clock.advance(chunk.clock_ms)
         row.cursor = cursor_from_pb(chunk.next)
         self.ownership.changed.add(row.shard)
         if not chunk.final:
@@ -371,9 +387,9 @@ class ShardMachine:
         """Change the engine as the rows have changed."""
         match effect:
             case CopyRecords(source, target):
-                self._records.copy(self._batch, source, target)
+                self._records.copy(source, target)
             case MergeRecords(source, target):
-                self._records.merge(self._batch, source, target)
+                self._records.merge(source, target)
             case Drop(shard, start, end):
                 self._batch.delete_range(*layout.data_range(start, end))
                 self._batch.delete_range(*layout.record_range(shard))

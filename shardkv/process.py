@@ -305,11 +305,11 @@ def _server(
     options: ProcessOptions, replica: ReplicatedMachine, dialer: TcpDialer, rng: Random, listener: Any
 ) -> ControllerServer | GroupServer:
     if options.gid == CONTROLLER_GROUP:
-        controller = ControllerServer(replica, options.cluster, options.initial_shards, clock_ms)
+        controller = ControllerServer(replica, options.cluster, options.initial_shards)
         ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), listener)
         return controller
     client = ControllerClient(options.controllers, dialer, rng)
-    group = GroupServer(replica, client, dialer, rng, options.limits, clock_ms)
+    group = GroupServer(replica, client, dialer, rng, options.limits)
     kv_grpc.add_KVServicer_to_server(KVService(group), listener)
     return group
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 COPYING = ("exactly-once records", "data", "changes since")  # by the phase of a hand-over
 
-MAX_CLOCK_AHEAD_MS = 10 * 60 * 1000  # a frame that claims a later time than this is refused
-
 
 class GroupServer:
     """Answers the calls of one replica of a group."""
@@ -51,12 +49,11 @@ class GroupServer:
         dialer: Dialer,
         rng: Random,
         limits: Limits,
-        clock_ms: Callable[[], int],
         pace: Pace = PACE,
     ) -> None:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
-        self._limits, self._clock_ms = limits, clock_ms
+        self._limits = limits
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._rng = rng
@@ -68,8 +65,8 @@ class GroupServer:
         replica.on_turn.append(self.migrator.turned)
 
     def now_ms(self) -> int:
-        """The wall clock that this server stamps commands with."""
-        return self._clock_ms()
+        """The group's time, which sessions expire by."""
+        return self.replica.now_ms()
 
     async def stop(self) -> None:
         self._views.close()
@@ -102,8 +99,7 @@ class GroupServer:
                     return answer(await self._check(pb.CheckRequest.FromString(payload)))
                 case "kv.log":
                     request = pb.LogRequest.FromString(payload)
-                    now_ms = self._clock_ms()
-                    return answer((await read_log(self.replica, request, now_ms)).SerializeToString())
+                    return answer((await read_log(self.replica, request)).SerializeToString())
                 case "kv.transfer":
                     return self._transfer(int(payload or b"0"))
                 case _:
@@ -119,11 +115,9 @@ class GroupServer:
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.WRITE, self._limits)
-        if header.issued_ms > self._clock_ms() + MAX_CLOCK_AHEAD_MS:
-            raise MalformedFrame("a frame from the future: the client's clock is wrong")
         if not frames.only_deletes(frame):
             self.replica.check_room()
-        return await self.replica.propose(commands.frame(frame, self._limits.value_bytes))
+        return await self.replica.propose(commands.frame(frame, self._limits.value_bytes), header.heard_ms)
 
     async def read(self, frame: bytes) -> bytes:
         """Answer a read frame linearizably, on any replica. Raises MalformedFrame, RaftError."""
@@ -237,6 +231,7 @@ class GroupServer:
             "incarnation": f"{machine.incarnation:016x}" if machine.incarnation else None,
             "joined": machine.ownership.joins[1],
             "operations": machine.operations,
+            "wall_ahead_ms": self.replica.wall_ahead_ms,
             "room": self.replica.node.room.name,
             "disk": self.replica.node.disk,
             "read_only": self.replica.is_leader and not has_room(core),

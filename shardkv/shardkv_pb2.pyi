@@ -309,14 +309,16 @@ class LogChunk(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ...) -> None: ...
 
 class Identity(_message.Message):
-    __slots__ = ("session", "seq", "issued_ms")
+    __slots__ = ("session", "seq", "issued_ms", "acked_below")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ISSUED_MS_FIELD_NUMBER: _ClassVar[int]
+    ACKED_BELOW_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     seq: int
     issued_ms: int
-    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., issued_ms: _Optional[int] = ...) -> None: ...
+    acked_below: int
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., issued_ms: _Optional[int] = ..., acked_below: _Optional[int] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("key", "stale")

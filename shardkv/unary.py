@@ -2,12 +2,13 @@
 
 A call that comes to the wrong place fails with FAILED_PRECONDITION and says where
 the right one is. With an `identity` a write may be tried again safely; without one
-it is tried once, under a session of its own.
+it is tried once, and nothing remembers it. A caller that keeps one identity for many writes
+says with `acked_below` which of them it will not try again: what a server remembers
+is written with every write.
 """
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import grpc
@@ -56,12 +57,13 @@ class KVService(pb_grpc.KVServicer):
     # ---- one operation as a frame
 
     async def _write(self, context: Any, kind: int, key: bytes, value: bytes, identity: pb.Identity) -> int:
-        session = identity.session or secrets.token_bytes(16)
+        session = identity.session or frames.NO_SESSION
         if len(session) != 16:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a session has 16 bytes")
         shard = await self._shard(context, key)
-        # The caller does not say what it has seen, so nothing of its session is forgotten early.
-        section = frames.pack_section(shard, session, 0, bytes([kind]), [identity.seq], [key], [value])
+        section = frames.pack_section(
+            shard, session, identity.acked_below, bytes([kind]), [identity.seq], [key], [value]
+        )
         issued_ms = identity.issued_ms or self._server.now_ms()
         frame = frames.pack_frame(frames.WRITE, 0, issued_ms, [section])
         return (await self._result(context, self._server.write(frame)))[0]

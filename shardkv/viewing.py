@@ -106,8 +106,9 @@ def _page(view: View, cursor: bytes) -> bytes:
     return frames.pack_page(True, b"", pairs)
 
 
-async def read_log(replica: ReplicatedMachine, request: pb.LogRequest, now_ms: int) -> pb.LogReply:
+async def read_log(replica: ReplicatedMachine, request: pb.LogRequest) -> pb.LogReply:
     """What this replica has applied after an index; nothing where that is compacted. Raises RaftError."""
+    now_ms = replica.wall_ms()  # when the call came, before the barrier
     if request.barrier:
         await replica.read_barrier()
     loop = asyncio.get_running_loop()

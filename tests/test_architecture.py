@@ -72,6 +72,7 @@ SHARDKV_CLIENTS = ("shardkv/cli/", "shardkv/load/", "shardkv/backup/")
 # A client knows nothing of servers: of the others' files it uses these alone.
 CLIENT_MAY = {
     "raft.answers",
+    "raft.clock",
     "raft.doors",
     "raft.gate",
     "raft.rpc",

@@ -108,10 +108,10 @@ def machine() -> ShardMachine:
         ctl.AdminRequest(join=ctl.Join(groups=[ctl.Group(gid=1, addresses=["a:1"])]), session=b"s" * 16, seq=1),
     ]
     for index, request in enumerate(requests, 1):
-        controller.apply([Entry(index, 1, Kind.COMMAND, bytes(8) + request.SerializeToString())])
+        controller.apply([Entry(index, 1, Kind.COMMAND, bytes(16) + request.SerializeToString())])
     learn = pb.Learn(changes=[change.SerializeToString() for change in controller.changes_since(0, 10)])
     machine.ownership.claimed(2)
-    machine.apply([Entry(1, 1, Kind.COMMAND, bytes(8) + b"\2" + learn.SerializeToString())])
+    machine.apply([Entry(1, 1, Kind.COMMAND, bytes(16) + b"\2" + learn.SerializeToString())])
     return machine
 
 
@@ -126,7 +126,7 @@ def test_what_passes_the_check_of_a_frame_can_be_applied(machine: ShardMachine, 
         return
     frames.only_deletes(data)
     index = machine.applied.index + 1
-    command = bytes(8) + b"\1" + (1 << 20).to_bytes(4, "little") + data
+    command = bytes(16) + b"\1" + (1 << 20).to_bytes(4, "little") + data
     (reply,) = machine.apply([Entry(index, 1, Kind.COMMAND, command)])
     _, sections = frames.unpack_reply(reply)
     assert len(sections) == frames.read_header(data).sections
@@ -310,7 +310,7 @@ def test_the_sound_frames_are_taken(machine: ShardMachine) -> None:
     """Else the stories above would say nothing."""
     frames.check_frame(WRITES, frames.WRITE, LIMITS)
     frames.check_frame(READS, frames.READ, LIMITS)
-    command = bytes(8) + b"\1" + (1 << 20).to_bytes(4, "little") + WRITES
+    command = bytes(16) + b"\1" + (1 << 20).to_bytes(4, "little") + WRITES
     (reply,) = machine.apply([Entry(2, 1, Kind.COMMAND, command)])
     assert [section.status for section in frames.unpack_reply(reply)[1]] == [frames.SectionStatus.OK] * 2
     (first, _) = frames.unpack_reply(read_frame(machine, READS))[1]

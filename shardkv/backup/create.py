@@ -163,7 +163,7 @@ class Backup:
             kept = pb.LogChunk()
             for entry in reply.entries:
                 stamp, command = unstamp(Entry(entry.index, entry.term, Kind(entry.kind), entry.data))
-                newest = max(newest, stamp)
+                newest = max(newest, stamp.wall_ms)
                 if newest > time_ms:
                     break
                 if command and command[0] == commands.LEARN:

@@ -84,7 +84,7 @@ class Revived:
                     "Restore an earlier moment, or begin with a backup that was made after the gap"
                 )
             entry = Entry(item.index, item.term, Kind(item.kind), item.data)
-            self._newest = max(self._newest, unstamp(entry)[0])
+            self._newest = max(self._newest, unstamp(entry)[0].wall_ms)
             if self._newest > until_ms:
                 passed = True
                 break

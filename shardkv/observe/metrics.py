@@ -162,6 +162,11 @@ def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:
         "Entries that are not on this disk yet",
         core.log.last_index - core.log.durable_index,
     )
+    yield _gauge(
+        "wall_clock_ahead_seconds",
+        "This machine's wall clock against its group's time: where one replica differs, its clock is wrong",
+        replica.wall_ahead_ms / 1000,
+    )
     yield _gauge("disk_free_bytes", "Free on the file system of the data", node.free_bytes)
     yield _gauge("disk_room", "Room on it: 0 plenty, 1 low, 2 full", node.room)
     yield _gauge(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from raft.answers import Code, parse
@@ -15,6 +16,7 @@ from shardctrler.shard_map import Config, Gid
 
 STATUS_SECONDS = 1.0
 LAGGING_ENTRIES = 10_000  # a replica so far behind is named
+CLOCK_APART_MS = 2000  # … and one whose wall clock differs so much from those of its group
 
 
 @dataclass
@@ -85,6 +87,7 @@ def problems(overview: Overview) -> list[str]:
             found.append(f"{name} has no leader that answers")
         if any(status.get("read_only") for status in said.values()):
             found.append(f"{name} is READ-ONLY but for deletes: a quorum's disks are nearly full")
+        found += _wrong_clocks(name, said)
         newest = max((status["commit_index"] for status in said.values()), default=0)
         for address in replicas:
             if address not in said:
@@ -108,6 +111,18 @@ def problems(overview: Overview) -> list[str]:
                     f"for {row['stuck_seconds']:.0f} s: {row['why']}"
                 )
     return found
+
+
+def _wrong_clocks(name: str, said: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each replica whose wall clock differs from what most of its group's clocks say."""
+    ahead_ms = {address: status.get("wall_ahead_ms", 0) for address, status in said.items()}
+    usual_ms = median(ahead_ms.values()) if ahead_ms else 0
+    return [
+        f"{name}: the wall clock of {address} is {abs(ahead - usual_ms) / 1000:,.0f} s "
+        f"{'ahead of' if ahead > usual_ms else 'behind'} those of the others: set it right"
+        for address, ahead in ahead_ms.items()
+        if abs(ahead - usual_ms) > CLOCK_APART_MS
+    ]
 
 
 def _wrong_incarnation(overview: Overview, gid: Gid) -> list[str]:

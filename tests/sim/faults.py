@@ -20,6 +20,8 @@ from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
 from tests.sim.network import Weather
 from tests.sim.world import Process, World
 
+DAY_MS = 24 * 3600 * 1000
+YEAR_MS = 365 * DAY_MS
 ADMINS = 3  # at work at the same time
 ADMIN_SECONDS = 10.0
 REPLACE_SECONDS = 90.0  # for a new replica to have taken its place, most of it after the faults
@@ -139,10 +141,14 @@ class Faults:
             self._for_a_while(self.rng.choice([0.5, 2.5]), lambda: host.resume() if host.paused else None)
 
     def _clock_jump(self) -> None:
+        """One wall clock is wrong, by anything from half a second to a year, for a while or for good."""
         process = self._any()
-        process.skew_ms += self.rng.choice([-5000, -500, 500, 5000, 60_000, -60_000])
-        process.skew_ms = max(-120_000, min(120_000, process.skew_ms))
+        was = process.skew_ms
+        wrong = self.rng.choice([500, 5000, 60_000, 15 * 60_000, DAY_MS, YEAR_MS])
+        process.skew_ms = self.rng.choice([-wrong, wrong])
         self.world.note(f"{process.address}: its clock is {process.skew_ms} ms wrong")
+        if self.rng.random() < 0.5:
+            self._for_a_while(3.0, lambda: setattr(process, "skew_ms", was))
 
     def _transfer(self) -> None:
         leaders = self._leaders()

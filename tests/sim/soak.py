@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from raft.ready import Options
+from raft.sessions import DEFAULT_TTL_MS
 from shardkv.lending import Pace
 from tests.sim import loop
 from tests.sim.faults import Faults
@@ -74,6 +75,7 @@ def settings_of(rng: Random) -> Settings:
         chunk_bytes=rng.choice([100, 4096]),
         pace=rng.choice([Pace(40, 2, 1), Pace(300, 10, 5), Pace()]),
         drift=rng.choice([0.0, 0.05]),
+        session_ttl_ms=rng.choice([2000, 8000, DEFAULT_TTL_MS, DEFAULT_TTL_MS]),
     )
 
 

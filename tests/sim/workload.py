@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from client import AsyncShardClerk
-from client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, Unavailable
+from client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, SessionExpired, Unavailable
 from tests.check.linearizability import Operation, check
 from tests.sim.loop import Host, world_time
 
@@ -88,7 +88,7 @@ class Workload:
                 case _:
                     await self._scan(clerk)
                     return
-        except OutcomeUnknown:
+        except (OutcomeUnknown, SessionExpired):  # the latter: an earlier attempt may have been done
             self.unknown += 1
             self.history.append(Operation(kind, key, argument, None, called))
             return

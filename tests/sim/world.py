@@ -23,6 +23,7 @@ from raft.node import NodeOptions
 from raft.ready import Options
 from raft.room import Room, watch
 from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
+from raft.sessions import DEFAULT_TTL_MS
 from raft.snapshot import StreamOptions
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.machine import ControllerMachine
@@ -87,6 +88,7 @@ class Settings:
     chunk_bytes: int = 4096  # of a snapshot
     pace: Pace = field(default_factory=Pace)  # of a move
     drift: float = 0.0  # clocks run up to this much fast or slow
+    session_ttl_ms: int = DEFAULT_TTL_MS
 
 
 class World:
@@ -209,10 +211,10 @@ class World:
 
         machine: ControllerMachine | ShardMachine
         if process.gid == CONTROLLER:
-            machine = ControllerMachine(directory)
+            machine = ControllerMachine(directory, self.settings.session_ttl_ms)
             machine.recover()
         else:
-            machine = ShardMachine(process.gid, MemoryEngine(directory))
+            machine = ShardMachine(process.gid, MemoryEngine(directory), self.settings.session_ttl_ms)
         self.invariants.watch(process.gid, machine)
         disks = identity.disks(first)
         replica = await open_replica(
@@ -235,11 +237,11 @@ class World:
 
         asyncio.get_running_loop().create_task(watch(replica, free_bytes, FREE_BYTES[Room.LOW] + 1))
         if process.gid == CONTROLLER:
-            return ControllerServer(replica, CLUSTER, self.settings.shards, clock_ms)
+            return ControllerServer(replica, CLUSTER, self.settings.shards)
         dialer = SimDialer(self.network, process.address, host)
         client = ControllerClient(self.controllers, dialer, rng)
         pace = self.settings.pace
-        return GroupServer(replica, client, dialer, rng, Limits(), clock_ms, pace)
+        return GroupServer(replica, client, dialer, rng, Limits(), pace)
 
     def set_room(self, process: Process, room: Room) -> None:
         """So much room its disk has from now on; its watch will see it."""
