@@ -35,8 +35,16 @@ class ReplicatedClock:
         """This machine's wall clock, right or wrong."""
         return self._wall_ms()
 
-    def now_ms(self, applied_ms: int, heard_ms: int = 0) -> int:
-        """The group's time now. `applied_ms`: its time as far as this replica has applied the log.
+    def now_ms(self, applied_ms: int) -> int:
+        """The group's time now, 0 before its first stamp.
+
+        `applied_ms`: its time as far as this replica has applied the log.
+        """
+        # Before the first stamp nobody knows the time: least of all one replica's wall clock.
+        return self.stamp_ms(applied_ms) if applied_ms or self._now_ms else 0
+
+    def stamp_ms(self, applied_ms: int, heard_ms: int = 0) -> int:
+        """The time to stamp an entry with, at a leader.
 
         `heard_ms`: the highest time of any group that the client who asks has heard (0: none).
         """

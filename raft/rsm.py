@@ -164,9 +164,9 @@ class ReplicatedMachine:
     def waiting_reads(self) -> int:
         return len(self._tickets) + len(self._unapplied)
 
-    def now_ms(self, heard_ms: int = 0) -> int:
-        """The group's time, as well as this replica can tell (`clock.py`)."""
-        return self._clock.now_ms(self.machine.clock_ms, heard_ms)
+    def now_ms(self) -> int:
+        """The group's time, as well as this replica can tell (`clock.py`); 0 before the group's first command."""
+        return self._clock.now_ms(self.machine.clock_ms)
 
     def wall_ms(self) -> int:
         """This machine's wall clock, right or wrong."""
@@ -175,7 +175,8 @@ class ReplicatedMachine:
     @property
     def wall_ahead_ms(self) -> int:
         """How far this machine's wall clock is ahead of the group's time: where one replica differs, it is wrong."""
-        return self.wall_ms() - self.now_ms()
+        now_ms = self.now_ms()
+        return self.wall_ms() - now_ms if now_ms else 0
 
     async def propose(self, command: bytes, heard_ms: int = 0) -> bytes:
         """The reply of the state machine once `command` is committed and applied here.
@@ -184,7 +185,9 @@ class ReplicatedMachine:
         Raises NotLeader, Busy, Transferring, Stopped (nothing was queued), Lost (it
         will never apply) or OutcomeUnknown.
         """
-        index, term = self.node.propose(STAMP.pack(self.now_ms(heard_ms), self._clock.wall_ms()) + command)
+        index, term = self.node.propose(
+            STAMP.pack(self._clock.stamp_ms(self.machine.clock_ms, heard_ms), self._clock.wall_ms()) + command
+        )
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._pending[index] = (term, future)
         return await future

@@ -213,7 +213,7 @@ class ControllerServer:
                 "applied_index": self.machine.applied.index,
                 **self.about,
                 "config_num": self.machine.config.num,
-                "wall_ahead_ms": self.replica.wall_ahead_ms,
+                "wall_ms": self.replica.wall_ms(),
                 "room": self.replica.node.room.name,
                 "disk": self.replica.node.disk,
                 "free_bytes": self.replica.node.free_bytes,

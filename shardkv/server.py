@@ -231,7 +231,7 @@ class GroupServer:
             "incarnation": f"{machine.incarnation:016x}" if machine.incarnation else None,
             "joined": machine.ownership.joins[1],
             "operations": machine.operations,
-            "wall_ahead_ms": self.replica.wall_ahead_ms,
+            "wall_ms": self.replica.wall_ms(),
             "room": self.replica.node.room.name,
             "disk": self.replica.node.disk,
             "read_only": self.replica.is_leader and not has_room(core),

@@ -164,6 +164,9 @@ async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any
     if code is not Code.OK:
         return None
     status: dict[str, Any] = json.loads(body)
+    if "wall_ms" in status:
+        # Against our own steady clock, which has no epoch: only differences between processes mean anything.
+        status["wall_ahead_ms"] = status["wall_ms"] - asyncio.get_running_loop().time() * 1000
     return status
 
 
