@@ -5,7 +5,8 @@
     record   kind u8, number u64, length of method u16, length of payload u32; method; payload
 
 After the hello a stream is a sequence of records in both directions. A `post` wants
-no answer (raft's mail); a `call` is answered by its number, in any order. What queued
+no answer (raft's mail); a `call` is answered by its number, in any order. An end that hears
+nothing sends an `ask`, which the other answers with a `here` (`keepalive.py`). What queued
 while the peer was slow to read leaves in one write.
 
 A stream of another version or cluster is refused with a reason. Malformed bytes end
@@ -23,17 +24,19 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from raft.address import split_address
 from raft.doors import Handler, Unreachable
 from raft.gate import LOGIN, Caller, Gate, Login, OpenGate
+from raft.keepalive import ASK_SECONDS, Silence, watch_socket
 from raft.tls import Tls
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"SKV"
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HELLO = struct.Struct("<3sBH")
 RECORD = struct.Struct("<BQHI")
-POST, CALL, ANSWER = 1, 2, 3
+POST, CALL, ANSWER, ASK, HERE = 1, 2, 3, 4, 5
 MAX_METHOD_BYTES = 64
 MAX_PAYLOAD_BYTES = 64 << 20
 MAX_QUEUED_BYTES = 64 << 20  # to one peer; beyond, calls fail as Unreachable and posts are dropped
@@ -80,7 +83,7 @@ class Parser:
         try:
             while len(buffer) - offset >= RECORD.size:
                 kind, number, method_length, length = RECORD.unpack_from(buffer, offset)
-                if not POST <= kind <= ANSWER or method_length > MAX_METHOD_BYTES or length > MAX_PAYLOAD_BYTES:
+                if not POST <= kind <= HERE or method_length > MAX_METHOD_BYTES or length > MAX_PAYLOAD_BYTES:
                     raise MalformedStream(f"a record of kind {kind} with {method_length} + {length} bytes")
                 start = offset + RECORD.size
                 end = start + method_length + length
@@ -107,6 +110,8 @@ class Stream(asyncio.Protocol):
         self._paused = False
         self._transport: asyncio.Transport | None = None
         self.queued_bytes = 0
+        self.silence = Silence(self._loop.time())
+        self._watching: asyncio.TimerHandle | None = None
 
     def put(self, kind: int, number: int, method: str, payload: bytes) -> None:
         name = method.encode("ascii")
@@ -132,6 +137,34 @@ class Stream(asyncio.Protocol):
         # out with it at once, for later in the turn a disk may be synced.
         if transport.get_extra_info("ssl_object") is None:  # that layer takes 0 for "always full"
             self._transport.set_write_buffer_limits(high=0)
+        watch_socket(transport)
+        self.silence = Silence(self._loop.time())
+        self._watching = self._loop.call_later(ASK_SECONDS / 2, self._watch)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _watch(self) -> None:
+        """Ask the other end when it is silent; end the stream when it is gone."""
+        ask, gone = self.silence.look(self._loop.time())
+        if gone and not self._deaf():
+            self._gone()
+            self.abort()
+            return
+        if ask and not self._paused and self._welcomed:  # paused: what is queued asks already
+            self.put(ASK, 0, "", b"")
+        self._watching = self._loop.call_later(ASK_SECONDS / 2, self._watch)
+
+    _welcomed = False  # whether both ends have said hello
+
+    def _deaf(self) -> bool:
+        """Whether it is this end that does not read."""
+        return False
+
+    def _gone(self) -> None:
+        """The other end was silent for too long."""
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -156,6 +189,7 @@ class _ClientStream(Stream):
         self._flush()
 
     def data_received(self, data: bytes) -> None:
+        self.silence.heard_at = self._loop.time()
         self._parser.feed(data)
         try:
             if not self._welcomed:
@@ -168,13 +202,19 @@ class _ClientStream(Stream):
             for kind, number, _, payload in self._parser.records():
                 if kind == ANSWER:
                     self._connection.answered(number, payload)
+                elif kind == ASK:
+                    self.put(HERE, 0, "", b"")
         except MalformedStream as error:
             self._why = str(error)
             log.warning("closed the stream to %s: %s", self._connection.address, error)
             self.abort()
 
+    def _gone(self) -> None:
+        self._why = "the peer is silent"
+        log.warning("closed the stream to %s: the peer is silent", self._connection.address)
+
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        super().connection_lost(error)
         self._connection.broke(self, self._why)
 
 
@@ -228,6 +268,9 @@ class Connection:
         future = self._calls.pop(number, None)
         if future is not None and not future.done():
             future.set_exception(Unreachable(f"{self.address}: no answer within {timeout:.3g} s"))
+        stream = self._stream
+        if stream is not None and self._loop.time() - stream.silence.heard_at >= max(timeout, 2 * ASK_SECONDS):
+            stream.abort()  # nothing else came either, though it was asked: the next call dials again
 
     def answered(self, number: int, payload: bytes) -> None:
         future = self._calls.pop(number, None)
@@ -243,13 +286,16 @@ class Connection:
         return self._stream
 
     async def _connect(self, stream: _ClientStream) -> None:
-        host, _, port = self.address.rpartition(":")
         try:
+            host, port = split_address(self.address)
             async with asyncio.timeout(CONNECT_SECONDS):
                 # TLS, if there is any, checks that the certificate is for this host.
-                await self._loop.create_connection(lambda: stream, host.strip("[]"), int(port), ssl=self._tls)
+                await self._loop.create_connection(lambda: stream, host, port, ssl=self._tls)
         except (OSError, TimeoutError) as error:  # a certificate that is refused is an OSError, too
             self.broke(stream, f"cannot connect: {error or 'no answer'}")
+        except Exception as error:  # whatever it is, what is queued must not wait for ever
+            log.warning("cannot connect to %s: %s", self.address[:64], error)
+            self.broke(stream, f"cannot connect: {error}")
 
     def broke(self, stream: _ClientStream, why: str) -> None:
         """The stream ended: what was on it is lost, or done and not told."""
@@ -318,6 +364,7 @@ class ServerStream(Stream):
         self._caller = Caller.of(self._peer, transport.get_extra_info("peercert"))
 
     def data_received(self, data: bytes) -> None:
+        self.silence.heard_at = self._loop.time()
         self._parser.feed(data)
         try:
             if not self._welcomed and not self._welcome():
@@ -335,6 +382,8 @@ class ServerStream(Stream):
                         self._begin(number, method, payload)
                     else:
                         self._reply(number, refusal)
+                elif kind == ASK:
+                    self.put(HERE, 0, "", b"")
         except MalformedStream as error:
             log.warning("closed a stream from %s: %s", self._peer, error)
             self.abort()
@@ -385,7 +434,13 @@ class ServerStream(Stream):
             log.warning("closed a stream from %s: it does not read its answers", self._peer)
             self.abort()
 
+    def _deaf(self) -> bool:
+        return len(self._calls) >= MAX_CALLS_AT_ONCE
+
+    def _gone(self) -> None:
+        log.info("closed a stream from %s: the peer is silent", self._peer)
+
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
+        super().connection_lost(error)
         for task in self._calls:
             task.cancel()

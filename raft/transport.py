@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
+from raft.address import split_address
 from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.gate import Login
 from raft.messages import Envelope
 from raft.rpc import Connection
 from raft.tls import Tls
-from raft.types import NodeId
+from raft.types import NOBODY, NodeId
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,13 @@ class TcpTransport:
         """Mail that came for this replica; what is not for it is refused, and `on_refused` hears why."""
         try:
             address, envelopes = decode_mail(self._cluster, self._group, payload)
+            if address:
+                split_address(address)
         except MalformedMail as error:
             self.on_refused(error.sender, str(error))
+            return []
+        except ValueError as error:
+            self.on_refused(envelopes[0].sender if envelopes else NOBODY, f"mail from {error}")
             return []
         for envelope in envelopes:
             # It joined the group after our last news of it; how else could we answer?

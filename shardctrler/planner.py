@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from raft.address import split_address
 from shardctrler.rebalance import plan
 from shardctrler.shard_map import NO_GROUP, Change, Config, Gid, Group, Merge, Move, Shard, ShardId, Split
 
@@ -74,9 +75,10 @@ def _check_addresses(group: Group, used: dict[str, Gid]) -> None:
     if not group.addresses:
         raise Refused("BadRequest", f"group {group.gid} has no addresses")
     for address in group.addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal():
-            raise Refused("BadRequest", f"{address!r} is not host:port")
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise Refused("BadRequest", str(error)) from None
         if address in used:
             raise Refused("BadRequest", f"{address} belongs to group {used[address]}")
         used[address] = group.gid

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raft.address import split_address
 from raft.gate import Login
 from raft.rsm import ReplicaOptions
 from raft.tls import Tls
@@ -64,9 +65,7 @@ def split_addresses(text: str) -> tuple[str, ...]:
     """host:port,… to a tuple. Raises ValueError."""
     addresses: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
     for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ValueError(f"{address!r} is not host:port")
+        split_address(address)
     if len(set(addresses)) != len(addresses):
         raise ValueError("an address stands twice")
     if not addresses:
