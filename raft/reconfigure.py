@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
 
 from raft.errors import NotLeader, RaftError
 from raft.progress import Mode
@@ -21,9 +22,16 @@ LEARNER_LAG = 64  # entries that a learner may be behind when it becomes a voter
 
 
 async def reconfigure(
-    replica: ReplicatedMachine, voters: Mapping[NodeId, str], learners: Mapping[NodeId, str] | None = None
+    replica: ReplicatedMachine,
+    voters: Mapping[NodeId, str],
+    learners: Mapping[NodeId, str] | None = None,
+    disks: Mapping[NodeId, int] | None = None,
 ) -> None:
     """Return once exactly `voters` (to their addresses) vote in this group, `learners` learn, and nobody else is in it.
+
+    `disks` are the incarnations that some of them are to have. A member that has another one is
+    taken out first, and let in again, under its number, once that is committed: from then on no
+    quorum counts the old disk, and whoever still counts it drops the mail of the new one.
 
     Takes as long as newcomers need to catch up: give it a time limit. Raises NotLeader,
     also when this leader is to go and has handed over (if all go, it leads to the end);
@@ -47,8 +55,22 @@ async def reconfigure(
                 "a replica that votes does not become a learner: take it out, and let a new one in"
             )
         if settled and core.commit_index >= core.role.term_start:
+            others = frozenset(
+                node for node, disk in (disks or {}).items() if current.incarnations.get(node, disk) != disk
+            )
+            unknown = frozenset(
+                node for node in disks or {} if current.is_member(node) and node not in current.incarnations
+            )
+            if gone := others | unknown:
+                _take_out(replica, core.role, gone)
+                await replica.next_turn()
+                continue
             if current.voters == voters.keys() and current.learners == staying.keys():
-                return
+                if all(current.addresses.get(node) == address for node, address in everybody.items()):
+                    return
+                replica.node.change_membership(replace(current, addresses=everybody))  # some have moved
+                await replica.next_turn()
+                continue
             newcomers = frozenset(voters) - current.voters
             learning = newcomers | staying.keys()
             heirs = voters.keys() & current.voters
@@ -57,13 +79,30 @@ async def reconfigure(
             elif not learning <= current.learners:
                 # Beside those that learn already for another change: that one may have been given up.
                 replica.node.change_membership(
-                    Membership(current.voters, frozenset(), learning, {**current.addresses, **everybody})
+                    Membership(
+                        current.voters,
+                        frozenset(),
+                        learning,
+                        {**current.addresses, **everybody},
+                        {node: disk for node, disk in (disks or {}).items() if node in learning},
+                    )
                 )
             elif all(_has_caught_up(core.role, node, core.commit_index) for node in newcomers):
                 replica.node.change_membership(
                     Membership(frozenset(voters), frozenset(), frozenset(staying), everybody)
                 )
         await replica.next_turn()
+
+
+def _take_out(replica: ReplicatedMachine, leader: Leader, gone: frozenset[NodeId]) -> None:
+    """Their disks are not those that the group knows, or it knows none. Raises ValueError where nobody would be left."""
+    rest = replica.core.membership.without(gone)
+    if not rest.voters:
+        raise ValueError("no voter would be left while the disk is replaced")
+    if replica.core.id in gone:
+        _hand_over(replica, leader, rest.voters)
+    else:
+        replica.node.change_membership(rest)
 
 
 async def hand_over(replica: ReplicatedMachine, seconds: float) -> None:

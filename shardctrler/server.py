@@ -50,15 +50,18 @@ def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
 async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
     """Have those in `payload` be the members: JSON of "voters" and "learners", replica numbers to addresses.
 
-    Asked again, it goes on from where the group is. Raises RaftError, ValueError.
+    "disks", the incarnations (hex) that some of them are to have, may be left out. Asked again, it goes on from where the group is. Raises RaftError, ValueError.
     """
     fields = json.loads(payload)
     if not isinstance(fields, dict) or not isinstance(fields.get("voters"), dict):
         raise ValueError("members are voters and learners")
     voters, learners = _members(fields["voters"]), _members(fields.get("learners", {}))
+    disks = {node: int(disk, 16) for node, disk in _members(fields.get("disks", {})).items()}
+    if not disks.keys() <= voters.keys() | learners.keys():
+        raise ValueError("disks are those of members")
     try:
         async with asyncio.timeout(MEMBERS_SECONDS):
-            await reconfigure(replica, voters, learners)
+            await reconfigure(replica, voters, learners, disks)
     except TimeoutError:
         return refuse(Code.BUSY, "the change is still under way; ask again")
     return answer(replica.core.membership.encode())

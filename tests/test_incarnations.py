@@ -7,10 +7,11 @@ from random import Random
 
 import pytest
 
-from raft.errors import Stopped, WrongDirectory, WrongMembers
+from raft.errors import NotLeader, Stopped, WrongDirectory, WrongMembers
 from raft.incarnations import KnownDisks
 from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, RequestVoteReply
 from raft.quorum import Membership
+from raft.reconfigure import reconfigure
 from raft.types import Entry, Kind
 from shardkv.identity import IDENTITY, Identity, claim
 from tests.sim.disk import SimDisk
@@ -294,3 +295,50 @@ async def test_a_snapshot_tells_whose_disks_they_are(world: RaftWorld) -> None:
     await world.restart(1, 2, 3)
     await world.leader()
     assert all(world.core(node).membership.incarnations.keys() == {1, 2, 3} for node in (1, 2, 3))
+
+
+async def replaced(world: RaftWorld, node: int, address: str = "") -> None:
+    """As the operator's one command has it: the same number, with the disk that it now has."""
+    addresses = {n: f"n{n}" for n in (1, 2, 3)} | {node: address or f"n{node}"}
+    async with asyncio.timeout(60):
+        while True:
+            leader = await world.leader([n for n in (1, 2, 3) if n != node])
+            try:
+                await reconfigure(world.replicas[leader], addresses, {}, {node: world.incarnations[node]})
+                return
+            except (NotLeader, Stopped):
+                await asyncio.sleep(0.05)
+
+
+@in_world(3, compact_bytes=200)
+async def test_a_wiped_disk_is_let_in_again_under_its_number_with_one_command(world: RaftWorld) -> None:
+    for n in range(30):
+        await world.propose(f"{n:010}")
+    await recorded(world)
+    lost = await world.leader() % 3 + 1
+    await world.wipe(lost)
+    await world.until(lambda: refusal(world, lost))
+    await replaced(world, lost)
+    await replaced(world, lost)  # asked for again: nothing to do
+    await world.converge()
+    await recorded(world)
+    assert not refusal(world, lost)
+    await world.crash([await world.leader()])
+    await world.propose("the new disk counts")
+    await world.restart(*world.replicas)
+    await world.propose("and after a restart")
+
+
+@in_world(3)
+async def test_a_replica_that_moved_gets_its_new_address(world: RaftWorld) -> None:
+    await world.propose("x")
+    await recorded(world)
+    moved = await world.leader() % 3 + 1
+    before = world.core(moved).log.last_index
+    await replaced(world, moved, "elsewhere")
+    leader = await world.leader([n for n in (1, 2, 3) if n != moved])
+    membership = world.core(leader).membership
+    assert membership.addresses[moved] == "elsewhere" and membership.voters == {1, 2, 3}
+    assert world.core(leader).log.last_index == before + 1, (
+        "its disk is the same: it stays a voter all the time"
+    )

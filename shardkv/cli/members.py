@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import replace as replace_fields
 from typing import Any
 
 import click
@@ -47,6 +48,7 @@ class Members:
 
     voters: dict[str, str]
     learners: dict[str, str] = field(default_factory=dict)
+    disks: dict[str, str] = field(default_factory=dict)  # incarnations that are to be, of some
 
     def everybody(self) -> dict[str, str]:
         return {**self.voters, **self.learners}
@@ -183,7 +185,7 @@ def promote(gid: int, replica: int, timeout: float, controllers: str | None, out
 @output_option
 @handled
 def remove(gid: int, replica: int, force: bool, timeout: float, controllers: str | None, output: str) -> None:
-    """Take REPLICA out of group GID. Stop its process afterwards; its number is never used again."""
+    """Take REPLICA out of group GID. Stop its process afterwards."""
 
     def target(now: Members) -> Members:
         rest = now.without(str(replica))
@@ -212,7 +214,11 @@ def replace(
     controllers: str | None,
     output: str,
 ) -> None:
-    """Let NEWCOMER (NUMBER=HOST:PORT, started with --join) take the place of REPLICA, dead or alive."""
+    """Let NEWCOMER (NUMBER=HOST:PORT) take the place of REPLICA, dead or alive.
+
+    A newcomer with a number of its own is started with --join. With REPLICA's own number it is that
+    replica on another disk, or at another address: started as it always was.
+    """
     number, address = _newcomer(newcomer)
 
     def target(now: Members) -> Members:
@@ -225,7 +231,7 @@ def replace(
             return Members(rest.voters, {**rest.learners, number: address})
         return Members({**rest.voters, number: address}, rest.without(number).learners)
 
-    _change(gid, target, number, address, force, timeout, controllers, output)
+    _change(gid, target, number, address, force, timeout, controllers, output, replacing=True)
 
 
 def _check_new(now: Mapping[str, str], number: str, address: str) -> None:
@@ -244,10 +250,12 @@ def _change(
     timeout: float,
     controllers: str | None,
     output: str,
+    replacing: bool = False,
 ) -> None:
     """Have the leader, whoever it is by then, bring the group to `target` of what it is now."""
 
-    async def run(session: Session) -> Members:
+    async def run(session: Session) -> tuple[Members, bool]:
+        changed = False
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         wanted: Members | None = None
@@ -263,27 +271,49 @@ def _change(
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             if wanted is None:
-                wanted = target(Members(leader["members"]["voters"], leader["members"]["learners"]))
-                if address is not None and await ask_status(session.dialer, address, _method(gid)) is None:
-                    raise Failed(
-                        f"nothing answers at {address}: start replica {number} there with --join first"
-                    )
+                before = Members(leader["members"]["voters"], leader["members"]["learners"])
+                wanted = target(before)
+                if address is not None and number is not None:
+                    disk = await _disk_at(session, gid, number, address)
+                    known = leader["disks"]["members"].get(number, "")
+                    if not replacing and number in before.everybody() and disk != known:
+                        raise Failed(
+                            f"replica {number} is a member with disk {known or '(not known yet)'}, and {address} "
+                            f"has {disk}: `admin member replace {gid} {number} {number}={address}`"
+                        )
+                    changed = disk != known
+                    wanted = replace_fields(wanted, disks={number: disk})
+                if replace_fields(wanted, disks={}) == before and not changed:
+                    return wanted, False
                 if not force:
                     _check_quorum(gid, wanted.voters, replicas, number)
             done, why = await _ask(session, leader["leader"], wanted, deadline - loop.time())
             if done:
-                return wanted
+                return wanted, True
             await asyncio.sleep(RETRY_SECONDS)
         raise Failed(f"not done in {timeout:.0f} s, and it may still happen: {why}; ask again", UNREACHABLE)
 
-    members = with_session(controllers, run)
+    members, changed = with_session(controllers, run)
     if output == "json":
-        print_json({"ok": True, "members": members.voters, "learners": members.learners})
+        print_json({"ok": True, "changed": changed, "members": members.voters, "learners": members.learners})
     else:
         click.echo(
-            f"group {gid} has the replicas {_told(members.voters)}"
+            ("" if changed else "nothing to change: ")
+            + f"group {gid} has the replicas {_told(members.voters)}"
             + (f"; the learners {_told(members.learners)}" if members.learners else "")
         )
+
+
+async def _disk_at(session: Session, gid: int, number: str, address: str) -> str:
+    """The incarnation of the disk of the replica that answers at `address`. Raises Failed if that is another one."""
+    said = await ask_status(session.dialer, address, _method(gid))
+    if said is None:
+        raise Failed(f"nothing answers at {address}: start replica {number} there with --join first")
+    if (said.get("gid", 0), str(said["replica"])) != (gid, number):
+        raise Failed(
+            f"at {address} is replica {said['replica']} of group {said.get('gid', 0)}, not {number} of group {gid}"
+        )
+    return str(said["disks"]["incarnation"])
 
 
 def _told(members: Mapping[str, str]) -> str:
