@@ -32,6 +32,7 @@ class ListMachine(InMemoryMachine):
         self.world = world
         self.values: list[str] = []
         self.membership = b""
+        self.clock_ms = 0  # it keeps no time, and nothing of it expires
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
         replies = []
