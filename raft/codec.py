@@ -101,6 +101,7 @@ def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
             reply.conflict_term = message.conflict_term
             reply.conflict_index = message.conflict_index
             reply.low = message.low
+            reply.state_lost = message.state_lost
         case m.RequestVote():
             target.request_vote.CopyFrom(
                 pb.RequestVote(
@@ -171,6 +172,7 @@ def _message(envelope: pb.Envelope) -> m.Message:
                 reply.conflict_term,
                 reply.conflict_index,
                 reply.low,
+                reply.state_lost,
             )
         case "request_vote":
             vote = envelope.request_vote

@@ -39,7 +39,7 @@ from raft.progress import Mode, Progress
 from raft.quorum import Membership, Vote, has_quorum, quorum_index, tally
 from raft.reads import Ticket
 from raft.ready import Options, Ready, Write
-from raft.replication import back_up, entries_for, heartbeat_for
+from raft.replication import back_up, entries_for, heartbeat_for, take_in
 from raft.roles import Candidate, Follower, Leader, Role, lease_holds, successor, waiting_reads
 from raft.types import NOBODY, Entry, HardState, Index, Kind, NodeId, Term
 
@@ -56,6 +56,7 @@ class Raft:
         applied_index: Index,
         rng: Random,
         options: Options,
+        state_lost: bool = False,
     ) -> None:
         assert log.base_index <= applied_index <= log.last_index
         self.id = id
@@ -69,6 +70,7 @@ class Raft:
         self.handed_index: Index = applied_index  # last entry given out in Ready.committed
         self.role: Role = Follower()
         self.low = False  # our disk has little room; the driver's to set
+        self.state_lost = state_lost  # until `restore`: we vote and store, but neither apply, answer nor lead
         self._rng = rng
         self._now = 0.0
         self._saved = hard_state
@@ -174,10 +176,10 @@ class Raft:
         """
         if not isinstance(self.role, Leader):
             raise NotLeader(self.leader)
-        if to not in self.membership.voters:
-            raise ValueError(f"replica {to} is no voter of this group")
-        if to == self.id or self.role.transfer_to == to:
+        if to in (self.id, self.role.transfer_to):
             return
+        if to not in self.role.heirs(self.membership):
+            raise ValueError(f"replica {to} cannot lead: it is no voter of this group, or is being repaired")
         self.role.transfer_to = to
         self.role.lease_forfeited = True
         self._elapsed = 0
@@ -196,7 +198,7 @@ class Raft:
 
     def compact(self, to: Index) -> None:
         """The state machine is durable up to `to`: the log below may go."""
-        assert to <= self.handed_index
+        assert to <= self.handed_index and not self.state_lost
         self.log.compact(to)
         self.memberships.compact(to)
 
@@ -207,7 +209,8 @@ class Raft:
         holds the entry keeps its suffix (§7). Ask `wants_snapshot` before.
         """
         assert self.wants_snapshot(index)
-        self.handed_index = self.commit_index = index
+        self.handed_index, self.state_lost = index, False
+        self.commit_index = max(self.commit_index, index)
         if self.log.term_at(index) == term:
             self.memberships.restore(index, membership)
             return False
@@ -216,13 +219,14 @@ class Raft:
         return True
 
     def wants_snapshot(self, index: Index) -> bool:
-        """Whether a snapshot at `index` would bring this replica forward."""
-        return index > self.commit_index
+        """Whether a snapshot at `index` brings this replica forward: without a state, any that the log goes on from."""
+        return index >= self.log.base_index if self.state_lost else index > self.commit_index
 
     def snapshot_reported(self, peer: NodeId, index: Index) -> None:
         """The snapshot stream to `peer` ended: it holds everything up to `index` (0: it failed)."""
         if isinstance(self.role, Leader) and peer in self.role.progress:
             progress = self.role.progress[peer]
+            progress.snapshot_out = False
             if progress.mode is Mode.SNAPSHOT:
                 assert index <= self.log.last_index, "a follower ahead of its leader"
                 progress.snapshot_ended(index)
@@ -299,7 +303,7 @@ class Raft:
         return self._out.drain(write, self._take_committed())
 
     def has_more_to_apply(self) -> bool:  # `ready` stopped at `max_apply_bytes`
-        return self.handed_index < min(self.commit_index, self.log.durable_index)
+        return not self.state_lost and self.handed_index < min(self.commit_index, self.log.durable_index)
 
     # ---- the term rule
 
@@ -369,7 +373,7 @@ class Raft:
     def _campaign(self, pre: bool, transfer: bool = False) -> None:
         self._fail_reads()
         self._reset_timer()
-        if self.disk_hangs or not self.memberships.may_campaign(self.id, self.commit_index):
+        if self.state_lost or self.disk_hangs or not self.memberships.may_campaign(self.id, self.commit_index):
             self.role = Follower()
             return
         self.role = Candidate(pre)
@@ -504,7 +508,7 @@ class Raft:
         for message in entries_for(peer, self.log, self.options, self.commit_index, leader.reads.seq):
             self._send(node, message)
             sent = True
-        if peer.mode is Mode.SNAPSHOT and was is not Mode.SNAPSHOT:
+        if peer.mode is Mode.SNAPSHOT and was is not Mode.SNAPSHOT and peer.begin_snapshot():
             self._out.want_snapshot(node)
         return sent
 
@@ -529,37 +533,31 @@ class Raft:
             prev_index, prev_term = self.log.base_index, self.log.base_term
         if self.log.term_at(prev_index) != prev_term:
             conflict = self.log.conflict_at(prev_index)
-            self._send(sender, AppendReply(False, 0, message.read_seq, prev_index, *conflict, self.low))
+            self._send(sender, self._append_reply(False, 0, message.read_seq, prev_index, *conflict))
             return
-        for position, entry in enumerate(entries):
-            if self.log.term_at(entry.index) != entry.term:
-                # Only a conflict truncates: an old or repeated append must not cut
-                # entries that came after it (§5.3, Figure 2 step 3).
-                if entry.index <= self.log.last_index:
-                    assert entry.index > self.commit_index, "a committed entry conflicts with the leader's"
-                    self.log.truncate(entry.index)
-                    self.memberships.truncate(entry.index)
-                self.log.append(entries[position:])
-                self.memberships.extend(entries[position:])
-                break
+        take_in(entries, self.log, self.memberships, self.commit_index)
         match_index = prev_index + len(entries)
         self.commit_index = max(self.commit_index, min(message.leader_commit, match_index))
         assert self.commit_index <= self.log.last_index, "committed is what is in the log"
         if message.entries and match_index > self.log.durable_index and not self.disk_hangs:
-            self._promise(sender, AppendReply(True, match_index, message.read_seq, low=self.low))
+            self._promise(sender, self._append_reply(True, match_index, message.read_seq))
         else:
             # A heartbeat is answered past a slow disk, for what is on it; past one that hangs, all appends are.
             durable = min(match_index, self.log.durable_index)
-            self._send(sender, AppendReply(True, durable, message.read_seq, low=self.low))
+            self._send(sender, self._append_reply(True, durable, message.read_seq))
+
+    def _append_reply(self, ok: bool, match: Index, seq: int, at: Index = 0, *conflict: int) -> AppendReply:
+        term, index = conflict or (0, 0)
+        return AppendReply(ok, match, seq, at, term, index, self.low, self.state_lost)
 
     def _on_append_reply(self, sender: NodeId, message: AppendReply) -> None:
-        if not isinstance(self.role, Leader):
-            return
-        leader = self.role
-        if sender not in leader.progress:
-            return  # removed since
-        peer = leader.progress[sender]
-        peer.recently_active, peer.low = True, message.low
+        if not isinstance(self.role, Leader) or sender not in self.role.progress:
+            return  # removed since, or this replica does not lead any more
+        leader, peer = self.role, self.role.progress[sender]
+        peer.recently_active, peer.low, peer.state_lost = True, message.low, message.state_lost
+        if message.state_lost and peer.begin_snapshot():
+            # Its log may match: entries go on, so that a quorum may rest on it, and the state goes beside them.
+            self._out.want_snapshot(sender)
         if message.read_seq > peer.read_seq:
             peer.read_seq = message.read_seq
             peer.confirmed_at = max(peer.confirmed_at, leader.reads.sent_at.get(message.read_seq, 0.0))
@@ -603,12 +601,14 @@ class Raft:
     # ---- leadership transfer (thesis §3.10)
 
     def _maybe_time_out_now(self, leader: Leader, to: NodeId) -> None:
-        if to in leader.progress and leader.progress[to].match_index == self.log.last_index:
+        if to in leader.heirs(self.membership) and leader.progress[to].match_index == self.log.last_index:
             self._send(to, TimeoutNow())
 
     # ---- reads (thesis §6.4)
 
     def _enqueue_read(self, ticket: Ticket) -> None:
+        if self.state_lost:
+            raise NotLeader(self.leader)
         match self.role:
             case Leader() as leader:
                 waiting = leader.reads.waiting
@@ -678,7 +678,7 @@ class Raft:
     def _take_committed(self) -> tuple[Entry, ...]:
         """Committed entries that are on our own disk too: the state machine never runs ahead of the log."""
         stop = min(self.commit_index, self.log.durable_index)
-        if stop <= self.handed_index:
+        if stop <= self.handed_index or self.state_lost:
             return ()
         entries = self.log.slice(self.handed_index + 1, stop + 1, self.options.max_apply_bytes)
         self.handed_index = entries[-1].index
@@ -690,6 +690,7 @@ class Raft:
         assert self.log.base_index <= self.handed_index <= self.commit_index <= self.log.last_index
         assert self.log.last_term <= self.term, "an entry from the future"
         if isinstance(self.role, Leader):
+            assert not self.state_lost, "a leader without a state"
             assert self.voted_for == self.id, "a leader voted for itself"
             assert self.role.uncommitted_bytes >= 0
             for peer in self.role.progress.values():

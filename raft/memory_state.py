@@ -14,12 +14,16 @@ import asyncio
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from raft.doors import Directory
 from raft.errors import DamagedState, StorageError
 from raft.sealed import OtherVersion, seal, unseal
 from raft.snapshot import BytesSink, BytesSource, SnapshotSink
 from raft.types import Index, SnapshotMeta
+
+if TYPE_CHECKING:
+    from raft.rsm import StateMachine
 
 STATE_FILE = "state"
 STATE_ASIDE = "state.damaged"
@@ -126,14 +130,22 @@ def _unpack(packed: bytes) -> tuple[SnapshotMeta, bytes]:
     return SnapshotMeta(*META.unpack_from(contents)), contents[META.size :]
 
 
-async def set_state_aside(directory: Directory) -> None:
-    """A damaged state file makes room for an empty start; it is kept until this replica is whole again."""
-    if STATE_FILE in directory.names():
-        await directory.replace(STATE_ASIDE, directory.read(STATE_FILE))
-        await directory.remove([STATE_FILE])
+class StateFile:
+    """A `repair.StateStore`: the state machine that `make` makes, in the state file of `directory`."""
 
+    def __init__(self, directory: Directory, make: Callable[[], StateMachine]) -> None:
+        self._directory, self._make = directory, make
 
-async def drop_state_aside(directory: Directory) -> None:
-    """This replica is whole again."""
-    if STATE_ASIDE in directory.names():
-        await directory.remove([STATE_ASIDE])
+    def open(self) -> StateMachine:
+        return self._make()
+
+    async def set_aside(self) -> None:
+        names = self._directory.names()
+        if STATE_FILE in names:
+            if STATE_ASIDE not in names:
+                await self._directory.replace(STATE_ASIDE, self._directory.read(STATE_FILE))
+            await self._directory.remove([STATE_FILE])
+
+    async def drop_aside(self) -> None:
+        if STATE_ASIDE in self._directory.names():
+            await self._directory.remove([STATE_ASIDE])

@@ -67,6 +67,7 @@ class AppendReply:
     conflict_term: Term = 0
     conflict_index: Index = 0
     low: bool = False  # the follower's disk has little room: room.py
+    state_lost: bool = False  # the follower's state machine is damaged: it needs a snapshot, its log may match
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class NodeOptions:
     tick_seconds: float = 0.05
     snapshots: StreamOptions = field(default_factory=StreamOptions)
     max_append_batch_bytes: int = 8 << 20  # one WAL batch; more waits for the next
+    max_lost_log_bytes: int = 256 << 20  # of log that a replica without a state holds, which cannot compact it
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Node:
         self._deferred: deque[Ready] = deque()  # at most what one turn of the loop makes
         self._peers_known: Membership | None = None  # as told to the transport
         self.stopped = False
+        self.receiving: tuple[NodeId, int, int] | None = None  # a snapshot: from whom, how much of it, its size
         self.room = Room.PLENTY
         self.free_bytes = 0  # on the disk; 0 where nobody looks
         self.leader_changes = 0
@@ -132,6 +134,10 @@ class Node:
         self._receiver.abort()
         self._wal.close()
 
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this beside everything else, until the replica stops. An exception out of it stops the replica."""
+        self._spawn(work)
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
@@ -158,7 +164,10 @@ class Node:
 
     def receive(self, envelopes: Iterable[Envelope]) -> None:
         """Messages from other replicas."""
-        for envelope in envelopes if self.room is not Room.FULL else without_load(envelopes):
+        lost = self.core.state_lost and self.core.log.size_bytes > self._options.max_lost_log_bytes
+        if lost or self.room is Room.FULL:
+            envelopes = without_load(envelopes, snapshots=self.room is not Room.FULL)
+        for envelope in envelopes:
             if self.stopped:
                 return
             with suppress(Stopped):  # the fault is told where faults are: to the host and to `on_fault`
@@ -395,7 +404,8 @@ class Node:
             case InstallSnapshotReply() as reply:
                 if envelope.sender in self._senders:
                     self._senders[envelope.sender].answered(reply)
-            case InstallSnapshot():
+            case InstallSnapshot(offset=offset, total=total):
+                self.receiving = (envelope.sender, offset, total)
                 if not self._chunks.full():  # else dropped, as if lost: the sender repeats it
                     self._chunks.put_nowait(envelope)
             case _:

@@ -39,6 +39,8 @@ class Progress:
     read_seq: int = 0  # newest read round this replica has confirmed
     confirmed_at: float = 0.0  # when the newest round that it confirmed was *sent*
     low: bool = False  # its disk has little room, it said
+    state_lost: bool = False  # its state machine is damaged, it said: it can vote and store, and not lead
+    snapshot_out: bool = False  # a snapshot is being sent to it
     snapshot_index: Index = 0
     failed_snapshots: int = 0  # streams that ended without success, one after the other
     snapshot_pause: int = 0  # heartbeats until the next stream may begin
@@ -114,6 +116,11 @@ class Progress:
         self.snapshot_index = index
         self.in_flight.clear()
         self.in_flight_bytes = 0
+
+    def begin_snapshot(self) -> bool:
+        """Whether a stream is to begin: at most one is out to a follower, until `Raft.snapshot_reported`."""
+        begins, self.snapshot_out = not self.snapshot_out, True
+        return begins
 
     def check(self) -> None:
         assert self.match_index < self.next_index

@@ -73,7 +73,7 @@ async def reconfigure(
                 continue
             newcomers = frozenset(voters) - current.voters
             learning = newcomers | staying.keys()
-            heirs = voters.keys() & current.voters
+            heirs = voters.keys() & set(core.role.heirs(current))
             if core.id not in voters and heirs:
                 _hand_over(replica, core.role, heirs)
             elif not learning <= current.learners:
@@ -87,6 +87,8 @@ async def reconfigure(
                         {node: disk for node, disk in (disks or {}).items() if node in learning},
                     )
                 )
+            elif any(node in voters and peer.state_lost for node, peer in core.role.progress.items()):
+                pass  # being repaired: were we to go now, nobody might be left that has the state
             elif all(_has_caught_up(core.role, node, core.commit_index) for node in newcomers):
                 replica.node.change_membership(
                     Membership(frozenset(voters), frozenset(), frozenset(staying), everybody)
@@ -114,7 +116,7 @@ async def hand_over(replica: ReplicatedMachine, seconds: float) -> None:
     core = replica.core
     with suppress(TimeoutError, RaftError):
         async with asyncio.timeout(seconds):
-            while isinstance(core.role, Leader) and (heirs := core.membership.voters - {core.id}):
+            while isinstance(core.role, Leader) and (heirs := set(core.role.heirs(core.membership))):
                 _hand_over(replica, core.role, heirs)
                 await replica.next_turn()
 

@@ -1,14 +1,15 @@
-"""What a leader sends one follower: entries as flow control allows, heartbeats, and where to back up to (§5.3)."""
+"""What a leader sends one follower, and what that does to its log: entries as flow control allows, heartbeats, backing up (§5.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raft.log import Log
+from raft.membership import Memberships
 from raft.messages import AppendEntries, AppendReply
 from raft.progress import Mode, Progress
 from raft.ready import Options
-from raft.types import Index
+from raft.types import Entry, Index
 
 
 def entries_for(
@@ -34,6 +35,23 @@ def heartbeat_for(peer: Progress, log: Log, commit_index: Index, read_seq: int) 
     if peer.mode is Mode.SNAPSHOT or prev_term is None:
         prev_index, prev_term = 0, 0  # matches everywhere: nothing is asked of the log
     return AppendEntries(prev_index, prev_term, (), commit_index, read_seq)
+
+
+def take_in(entries: Sequence[Entry], log: Log, memberships: Memberships, commit_index: Index) -> None:
+    """A follower's part: its log becomes the leader's, up to the last of `entries`.
+
+    Only a conflict truncates: an old or repeated append must not cut entries that came
+    after it (§5.3, Figure 2 step 3).
+    """
+    for position, entry in enumerate(entries):
+        if log.term_at(entry.index) != entry.term:
+            if entry.index <= log.last_index:
+                assert entry.index > commit_index, "a committed entry conflicts with the leader's"
+                log.truncate(entry.index)
+                memberships.truncate(entry.index)
+            log.append(entries[position:])
+            memberships.extend(entries[position:])
+            return
 
 
 def back_up(peer: Progress, log: Log, message: AppendReply) -> None:

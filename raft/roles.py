@@ -36,6 +36,10 @@ class Leader:
     transfer_to: NodeId = NOBODY
     lease_forfeited: bool = False  # a transfer began: TimeoutNow lets a candidate pass our lease
 
+    def heirs(self, membership: Membership) -> list[NodeId]:
+        """The voters that could take this leader's place: not those whose state is damaged."""
+        return [n for n, peer in self.progress.items() if n in membership.voters and not peer.state_lost]
+
 
 Role = Follower | Candidate | Leader
 
@@ -67,5 +71,5 @@ def successor(leader: Leader, membership: Membership) -> NodeId:
     active = {node: peer.recently_active for node, peer in leader.progress.items()}
     if not has_quorum(membership, active):
         return NOBODY  # they could elect nobody without us
-    voters = [node for node, up in active.items() if up and node in membership.voters]
-    return max(voters, key=lambda node: leader.progress[node].match_index)
+    heirs = [node for node in leader.heirs(membership) if active[node]]
+    return max(heirs, key=lambda node: leader.progress[node].match_index, default=NOBODY)

@@ -84,8 +84,8 @@ def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
     role = replica.core.role
     if room is Room.PLENTY or not isinstance(role, Leader) or role.transfer_to != NOBODY:
         return
-    voters = replica.core.membership.voters
-    roomy = [peer for peer, p in role.progress.items() if peer in voters and not p.low and p.recently_active]
+    heirs = role.heirs(replica.core.membership)
+    roomy = [peer for peer in heirs if not role.progress[peer].low and role.progress[peer].recently_active]
     if roomy:
         try:
             node.transfer(max(roomy, key=lambda peer: role.progress[peer].match_index))
@@ -93,8 +93,8 @@ def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
             log.info("leadership stays: %s", error)  # until the next look
 
 
-def without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
-    """What a replica without room takes in: word of the leader, but nothing for the disk to keep.
+def without_load(envelopes: Iterable[Envelope], snapshots: bool) -> Iterable[Envelope]:
+    """What a replica without room takes in: word of the leader, but nothing for the disk or the log to keep.
 
     To the leader it is as if a network had lost the rest, and it sends that again.
     """
@@ -102,7 +102,7 @@ def without_load(envelopes: Iterable[Envelope]) -> Iterable[Envelope]:
         match envelope.message:
             case AppendEntries(entries=entries) as append if entries:
                 yield replace(envelope, message=replace(append, entries=()))
-            case InstallSnapshot():
+            case InstallSnapshot() if not snapshots:
                 pass
             case _:
                 yield envelope

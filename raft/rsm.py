@@ -14,15 +14,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from raft.clock import ReplicatedClock
 from raft.core import Raft
+from raft.damage import DamageBook
 from raft.doors import Directory, Transport
-from raft.errors import Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped, StorageError
+from raft.errors import DamagedState, Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped
 from raft.incarnations import KnownDisks
 from raft.log import Log
 from raft.membership import Memberships
@@ -106,6 +108,10 @@ class ReplicatedMachine:
         self._bootstrap = bootstrap
         self.machine = machine
         self.node: Node  # set by open_replica: node and host need each other
+        self.damage: DamageBook | None = None  # set by `repair.open_or_repair`
+        self.on_repaired: Callable[[NodeId], Coroutine[Any, Any, None]] | None = (
+            None  # a lost state is there again
+        )
         self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
         self._clock = ReplicatedClock(clock_ms, asyncio.get_running_loop().time)
         self._compact_bytes = compact_bytes
@@ -220,6 +226,37 @@ class ReplicatedMachine:
         """Raises Stopped."""
         self.node.check_running()
 
+    def check_serving(self) -> None:
+        """To be asked before the state machine is looked into. Raises Stopped; NotLeader while the state is lost."""
+        self.check_running()
+        if self.core.state_lost:
+            raise NotLeader(self.core.leader)
+
+    def damage_status(self) -> dict[str, Any] | None:
+        """What was found damaged here, and how far the repair is; None where nothing ever was."""
+        if self.damage is None or not self.damage.history:
+            return None
+        core = self.core
+        told = {**self.damage.told(self.wall_ms()), "state_lost": core.state_lost, "leader": core.leader}
+        told["alone"] = (core.membership.voters or self._bootstrap.voters) == {core.id}
+        if core.state_lost and self.node.receiving is not None:
+            source, offset, total = self.node.receiving
+            told |= {"repairing_from": source, "percent": 100 * offset // max(1, total)}
+        return told
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around every look into the state machine: damage that is met there stops this replica.
+
+        What rested on the damaged read goes nowhere. Raises Stopped, NotLeader.
+        """
+        self.check_serving()
+        try:
+            yield
+        except DamagedState as error:
+            self.node.fail(error)
+            raise Stopped("this replica has stopped: its state is damaged") from None
+
     async def stop(self) -> None:
         await self.node.stop()
         if self._flushing is not None:
@@ -281,6 +318,8 @@ class ReplicatedMachine:
         self.machine.install(meta, sink)
         assert self.machine.applied == meta
         self._release_applied()
+        if self.core.state_lost and self.on_repaired is not None:
+            self.node.run(self.on_repaired(self.core.leader))
         return membership_of(self.machine, self._bootstrap)
 
     # ---- inside
@@ -347,9 +386,8 @@ async def entries_that_hold(wal: Wal, recovered: Recovered, applied: SnapshotMet
     and the disk are brought to where the state machine is. Raises StorageError.
     """
     if applied.index < recovered.base_index:
-        raise StorageError(
-            f"the log begins after entry {recovered.base_index}, the state machine ends at {applied.index}"
-        )
+        why = f"the state ends at entry {applied.index}, and the log begins after {recovered.base_index}"
+        raise DamagedState("state machine", why)
     known = Log(recovered.base_index, recovered.base_term, recovered.entries)
     if known.term_at(applied.index) != applied.term:
         recovered.replay_base(applied.index, applied.term)
@@ -368,23 +406,39 @@ async def open_replica(
     clock_ms: Callable[[], int],
     options: ReplicaOptions,
     disks: KnownDisks | None = None,
+    state_lost: bool = False,
 ) -> ReplicatedMachine:
     """Recover a replica from its disk and start it. Raises StorageError.
 
     `bootstrap` holds until a change of the membership is in the log or the state: all
     first replicas of a group share it. One that joins later has none: `Membership(frozenset())`.
+
+    `state_lost`: `machine` is empty if its state was damaged and no snapshot came in since (repair.py).
     """
     wal, recovered = await open_wal(directory, rng, options.segment_bytes)
     applied = machine.applied
-    entries = await entries_that_hold(wal, recovered, applied)
+    known = membership_of(machine, bootstrap)
+    lost = state_lost and applied.index == 0 < recovered.base_index
+    if lost:
+        # The memberships below the log's base went with the state. None has to be known: a replica that
+        # never campaigns and never leads counts no votes, and whom it votes for or acknowledges does not
+        # depend on it (thesis §4.1). So it takes no guess, which might be of long ago, and begins like
+        # one that joins. What the log says beyond its base holds; the snapshot will tell the rest.
+        applied, known = SnapshotMeta(recovered.base_index, recovered.base_term), Membership(frozenset())
+    try:
+        entries = await entries_that_hold(wal, recovered, applied)
+    except DamagedState:
+        wal.close()
+        raise
     core = Raft(
         id,
-        Memberships(applied.index, membership_of(machine, bootstrap), entries),
+        Memberships(applied.index, known, entries),
         Log(recovered.base_index, recovered.base_term, entries),
         recovered.hard_state,
         applied.index,
         rng,
         options.node.core,
+        lost,
     )
     replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
     replica.node = Node(core, wal, transport, replica, options.node, rng, disks)

@@ -180,7 +180,8 @@ class ControllerServer:
         return {"enabled": accounts.enabled, "version": accounts.version, "users": accounts.listed()}
 
     async def _wait_while(self, old: Callable[[], bool], wait_ms: int) -> None:
-        """Return when `old` is no longer so, or the time is up: no news is an answer. Raises Busy, Stopped."""
+        """Return when `old` is no longer so, or the time is up: no news is an answer. Raises Busy, Stopped, NotLeader."""
+        self.replica.check_serving()
         if wait_ms and old():
             if self._waiting >= MAX_WAITING:
                 raise Busy(f"{self._waiting} clients wait for news")
@@ -193,7 +194,7 @@ class ControllerServer:
                 pass
             finally:
                 self._waiting -= 1
-        self.replica.check_running()
+        self.replica.check_serving()
 
     def _addresses(self) -> list[str]:
         """Where our replicas are, once that is not any more what clients were started with."""
@@ -220,6 +221,7 @@ class ControllerServer:
                 "room": self.replica.node.room.name,
                 "disk": self.replica.node.disk,
                 "free_bytes": self.replica.node.free_bytes,
+                "damage": self.replica.damage_status(),
             }
         ).encode()
 

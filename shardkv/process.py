@@ -29,21 +29,22 @@ import uvloop
 
 from raft import room
 from raft.disk import RealDirectory, free_bytes
-from raft.errors import StorageError
+from raft.errors import DamagedState, StorageError
 from raft.frontdoor import FrontDoor, private_socket
 from raft.reconfigure import hand_over
+from raft.repair import note_damage, open_or_repair
 from raft.rpc import TcpDialer
-from raft.rsm import ReplicatedMachine, StateMachine, open_replica
+from raft.rsm import ReplicatedMachine
 from raft.tls import BadCertificate
 from raft.transport import MAIL, TcpTransport
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
+from shardctrler.accounts import Accounts
 from shardctrler.machine import ControllerMachine
 from shardctrler.query import ControllerClient
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.access import Access, AccessInterceptor, AccountsFollower
-from shardkv.engine import Engine, MemoryEngine
 from shardkv.identity import CannotStart, Identity, claim, learn_cluster
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
@@ -53,6 +54,7 @@ from shardkv.observe.overview import Overview, look
 from shardkv.options import CONTROLLER_GROUP, NODE, ProcessOptions
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
+from shardkv.stores import store_of
 from shardkv.unary import KVService
 
 log = logging.getLogger(__name__)
@@ -85,12 +87,23 @@ METHODS = frozenset(
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
+class StateDamaged(Exception):
+    """This replica met damage in its state and stopped. That is noted: the next start has it repaired."""
+
+    def __init__(self, error: DamagedState, pause_seconds: float) -> None:
+        super().__init__(str(error))
+        self.pause_seconds = pause_seconds
+
+
 def clock_ms() -> int:
     return int(time.time() * 1000)
 
 
 async def serve(options: ProcessOptions) -> None:
-    """Run one replica until SIGTERM or SIGINT. Raises CannotStart, StorageError, or the fault that stopped it."""
+    """Run one replica until SIGTERM or SIGINT.
+
+    Raises CannotStart, StorageError, StateDamaged, or the fault that stopped it.
+    """
     rng = Random(random.SystemRandom().getrandbits(128))
     directory = RealDirectory(options.data)
     watching = None
@@ -110,13 +123,12 @@ async def serve(options: ProcessOptions) -> None:
             identity.incarnation,
         )
         dialer = TcpDialer(options.cluster, options.tls, options.login)
-        machine = open_machine(directory, options.gid, options.ephemeral)
-        replica = await open_replica(
+        replica = await open_or_repair(
             options.replica,
             disks.first,
             directory,
             transport,
-            machine,
+            store_of(directory, options.gid, options.ephemeral),
             rng,
             clock_ms,
             options.rsm,
@@ -124,6 +136,7 @@ async def serve(options: ProcessOptions) -> None:
         )
         transport.on_unreachable = replica.node.unreachable
         transport.on_refused = replica.node.mail_refused
+        machine = replica.machine
         if isinstance(machine, ShardMachine):
             # Background work of the engine may find damage on a thread of its own.
             loop = asyncio.get_running_loop()
@@ -137,6 +150,8 @@ async def serve(options: ProcessOptions) -> None:
         directory.on_append = metrics.appended
         with private_socket(guarded=options.tls is not None) as (name, path):
             await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
+    except DamagedState as error:  # of a replica that was running
+        raise StateDamaged(error, await note_damage(directory, error, clock_ms())) from None
     finally:
         if watching is not None:
             watching.cancel()
@@ -145,16 +160,6 @@ async def serve(options: ProcessOptions) -> None:
 
 def _on_loop(loop: asyncio.AbstractEventLoop, replica: ReplicatedMachine, fault: BaseException) -> None:
     loop.call_soon_threadsafe(replica.node.fail, fault)
-
-
-def open_machine(directory: RealDirectory, gid: int, ephemeral: bool) -> StateMachine:
-    """The state machine that a data directory is for. Raises StorageError."""
-    if gid == CONTROLLER_GROUP:
-        controller = ControllerMachine(directory)
-        controller.recover()
-        return controller
-    engine: Engine = MemoryEngine(directory) if ephemeral else RocksEngine(directory.path / "rocks")
-    return ShardMachine(gid, engine)
 
 
 async def _listen(
@@ -287,7 +292,13 @@ def _gate(
 ) -> tuple[Access, asyncio.Task[None] | None]:
     machine = replica.machine
     if isinstance(machine, ControllerMachine):
-        return Access(lambda: machine.accounts, options.secret, options.limits), None
+        # While the state is lost, the users are not known here: see AccountsFollower.
+        unknown = None if _is_secured(options) else Accounts()
+
+        def accounts() -> Accounts | None:
+            return unknown if replica.core.state_lost else machine.accounts
+
+        return Access(accounts, options.secret, options.limits), None
     known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
     follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), _is_secured(options))
     client = ControllerClient(options.controllers, dialer, rng)
@@ -333,6 +344,20 @@ def run(options: ProcessOptions) -> int:
     except (CannotStart, StorageError, BadCertificate) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
+    except StateDamaged as error:
+        print(
+            f"shardkv: {error}; starting again, to be repaired from the other replicas",
+            file=sys.stderr,
+            flush=True,
+        )
+        if error.pause_seconds:
+            print(
+                f"shardkv: damage was found again and again: the disk itself is suspect. Waiting {error.pause_seconds:g} s",
+                file=sys.stderr,
+                flush=True,
+            )
+            time.sleep(error.pause_seconds)  # SIGTERM ends us
+        os.execv(sys.executable, sys.orig_argv)  # a fresh start: what was read beside the damage may be wrong
     except OSError as error:
         print(f"shardkv: the disk failed, and this replica stopped: {error}", file=sys.stderr)
         if error.errno != errno.ENOSPC:

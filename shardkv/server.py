@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError
 
 from raft.answers import Code, answer, refuse
 from raft.doors import Dialer
-from raft.errors import RaftError
+from raft.errors import NotLeader, RaftError
+from raft.roles import Leader
 from raft.room import has_room
 from raft.rsm import ReplicatedMachine
 from raft.types import NodeId
@@ -123,24 +124,27 @@ class GroupServer:
         """Answer a read frame linearizably, on any replica. Raises MalformedFrame, RaftError."""
         frames.check_frame(frame, frames.READ, self._limits)
         await self.replica.read_barrier()
-        return read_frame(self.machine, frame)
+        with self.replica.looking():
+            return read_frame(self.machine, frame)
 
     def read_stale(self, frame: bytes) -> bytes:
         """Answer from what is applied here, however old. Raises MalformedFrame, RaftError."""
         frames.check_frame(frame, frames.READ, self._limits)
-        self.replica.check_running()
-        return read_frame(self.machine, frame)
+        with self.replica.looking():
+            return read_frame(self.machine, frame)
 
     # ---- for other groups
 
     async def _pull(self, request: pb.PullRequest) -> bytes:
+        self.replica.check_serving()
         row = lending.lent_row(self.machine, request)
         if row is not None and self._loans.is_due(row, request):
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
                 return refuse(Code.NOT_LEADER, self.replica.leader_address)
             await self._close(request.shard, request.epoch)
-        return answer(lending.pull(self.machine, request, self._pace).SerializeToString())
+        with self.replica.looking():
+            return answer(lending.pull(self.machine, request, self._pace).SerializeToString())
 
     async def _close(self, shard: int, epoch: int) -> None:
         """Stop serving, once, however many requests ask for it."""
@@ -156,6 +160,7 @@ class GroupServer:
 
     def _serves(self, request: pb.ServesRequest) -> bytes:
         # Once true it stays true, so any replica may say it; "no" may only be old news.
+        self.replica.check_serving()
         ownership = self.machine.ownership
         us = ownership.is_us(request.gid, request.joined)
         reply = pb.ServesReply(
@@ -170,10 +175,11 @@ class GroupServer:
     async def _view(self, request: pb.ViewRequest) -> bytes:
         if not request.id and not request.close and not request.check:
             await self.replica.read_barrier()  # all that was acknowledged before is in it
-        return self._views.answer(request).SerializeToString()
+        with self.replica.looking():
+            return self._views.answer(request).SerializeToString()
 
     async def _check(self, request: pb.CheckRequest) -> bytes:
-        self.replica.check_running()
+        self.replica.check_serving()
         if request.id:
             return self._checks.answer(request).SerializeToString()
         self._checks.check_free()
@@ -187,9 +193,11 @@ class GroupServer:
 
     def _transfer(self, to: NodeId) -> bytes:
         if not to:
-            others = [node for node in self.replica.core.membership.voters if node != self.replica.core.id]
-            progress = getattr(self.replica.core.role, "progress", {})
-            to = max(others, key=lambda node: progress[node].match_index if node in progress else 0)
+            role = self.replica.core.role
+            if not isinstance(role, Leader):
+                raise NotLeader(self.replica.leader)
+            heirs = role.heirs(self.replica.core.membership)
+            to = max(heirs, key=lambda node: role.progress[node].match_index, default=0)
         self.replica.node.transfer(to)
         return answer(b"")
 
@@ -237,6 +245,7 @@ class GroupServer:
             "read_only": self.replica.is_leader and not has_room(core),
             "free_bytes": self.replica.node.free_bytes,
             "scrub": machine.engine.scrub_progress(),
+            "damage": self.replica.damage_status(),
             "shards": {
                 str(row.shard): self._row_status(row, sizes)
                 for row in machine.ownership.rows.values()

@@ -79,6 +79,10 @@ class KVService(pb_grpc.KVServicer):
         return await self._result(context, read())
 
     async def _shard(self, context: Any, key: bytes) -> int:
+        try:
+            self._server.replica.check_serving()
+        except RaftError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         row = self._server.machine.ownership.find(key)
         if row is None:
             gid = self._server.machine.gid

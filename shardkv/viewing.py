@@ -108,6 +108,7 @@ def _page(view: View, cursor: bytes) -> bytes:
 
 async def read_log(replica: ReplicatedMachine, request: pb.LogRequest) -> pb.LogReply:
     """What this replica has applied after an index; nothing where that is compacted. Raises RaftError."""
+    replica.check_serving()
     now_ms = replica.wall_ms()  # when the call came, before the barrier
     if request.barrier:
         await replica.read_barrier()

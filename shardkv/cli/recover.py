@@ -9,6 +9,7 @@ from random import Random
 
 import click
 
+from raft.damage import DamageBook
 from raft.disk import RealDirectory
 from raft.errors import StorageError
 from raft.quorum import Membership
@@ -17,7 +18,7 @@ from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
 from shardkv.identity import IDENTITY, read_identity
 from shardkv.options import split_addresses
-from shardkv.process import open_machine
+from shardkv.stores import store_of
 
 
 @click.command()
@@ -57,7 +58,9 @@ async def _recover(data: Path, address: str) -> str:
         identity = read_identity(directory, str(data))
         if identity is None:
             raise Failed(f"{data} is no replica's data: it has no {IDENTITY}")
-        machine = open_machine(directory, identity.gid, identity.engine == "memory")
+        if DamageBook.load(directory).present is not None:
+            raise Failed(f"{data}: the state is damaged: make a replica alone whose state is whole")
+        machine = store_of(directory, identity.gid, identity.engine == "memory").open()
         try:
             known = membership_of(machine, Membership.of(identity.first))
             rng = Random(random.SystemRandom().getrandbits(128))

@@ -1,7 +1,7 @@
 """gRPC's standard health service and reflection, for load balancers, probes and grpcurl.
 
 A replica is SERVING while it knows a leader (it can then answer, or say who can), and
-NOT_SERVING before, after a fault, and once it has been told to stop.
+NOT_SERVING before, after a fault, while its state is being repaired, and once it has been told to stop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def serving(self) -> bool:
         replica = self._replica
-        return not self._leaving and not replica.node.stopped and replica.leader != 0
+        able = not replica.node.stopped and not replica.core.state_lost
+        return not self._leaving and able and replica.leader != 0
 
     async def Check(self, request: Any, context: Any) -> Any:  # the name is the protocol's
         status = health_pb2.HealthCheckResponse

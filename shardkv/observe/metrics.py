@@ -174,6 +174,10 @@ def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:
         "For how long a write to the log has waited without an answer of the disk",
         node.disk_silent_seconds,
     )
+    damage = replica.damage
+    yield _counter("damage_found", "Files of the state found damaged", damage.found if damage else 0)
+    yield _counter("damage_repairs", "Times that the state was repaired", damage.repaired if damage else 0)
+    yield _gauge("raft_state_lost", "1 while the state is damaged and being repaired", core.state_lost)
     yield _gauge("raft_queued_writes", "Jobs that wait for the disk", node.queued_writes)
     yield _gauge("raft_waiting_proposals", "Commands that wait to be applied", replica.waiting_proposals)
     yield _gauge(

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config, Gid
 
 STATUS_SECONDS = 1.0
+TOLD_MS = 24 * 60 * 60 * 1000  # a repair is told for so long
 LAGGING_ENTRIES = 10_000  # a replica so far behind is named
 CLOCK_APART_MS = 2000  # … and one whose wall clock differs so much from those of its group
 
@@ -50,6 +52,8 @@ def role_of(said: Mapping[str, Any] | None) -> str:
         return "no answer"
     if said.get("disks", {}).get("known_as"):
         return "REFUSED (disk)"
+    if (said.get("damage") or {}).get("state_lost"):
+        return f"{said['role']}, DAMAGED"
     if said.get("read_only"):
         return f"{said['role']}, READ-ONLY"
     if said.get("disk", "ok") != "ok":
@@ -100,6 +104,7 @@ def problems(overview: Overview) -> list[str]:
             if status.get("disk", "ok") != "ok":
                 found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
             found += [f"{name}: {address} {why}" for why in _of_disks(status)]
+            found += [f"{name}: {address}: {line}" for line in damage_lines(status)]
             if newest - status["applied_index"] > LAGGING_ENTRIES:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):
@@ -154,6 +159,41 @@ def _of_disks(status: Mapping[str, Any]) -> list[str]:
         for node, incarnation in disk.get("refuses", {}).items()
     ]
     return found
+
+
+def damage_lines(status: Mapping[str, Any]) -> list[str]:
+    """What to know of damage in a replica's state: present, or repaired in the last day."""
+    damage = status.get("damage")
+    if not damage:
+        return []
+    last = damage["history"][-1]
+    what = f"{last['file']} was found damaged at {_when(last['found_ms'])} ({last['why']})"
+    lines = []
+    if damage["state_lost"]:
+        lines.append(f"{what}; {_repair(damage)}")
+    elif damage["now_ms"] - last["repaired_ms"] < TOLD_MS:
+        source = f" from replica {last['repaired_from']}" if last["repaired_from"] else ""
+        lines.append(f"{what}; repaired{source} at {_when(last['repaired_ms'])}")
+    if damage["suspect_disk"] and lines:
+        lines.append("damage was found again and again: the disk itself is suspect, replace it")
+    return lines
+
+
+def _repair(damage: Mapping[str, Any]) -> str:
+    if "percent" in damage:
+        return f"being repaired from replica {damage['repairing_from']}, {damage['percent']} %"
+    if damage["leader"]:
+        return "waits for the leader's snapshot"
+    if damage["alone"]:
+        return (
+            "no other replica has a copy, so nothing can repair it: the replica serves nothing, and its damaged "
+            "files are kept; restore a backup into a new group"
+        )
+    return "waits for a leader: only a replica whose state is whole can repair it"
+
+
+def _when(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:

@@ -13,11 +13,12 @@ from random import Random
 
 from raft.errors import RaftError
 from raft.incarnations import KnownDisks
-from raft.memory_state import InMemoryMachine
+from raft.memory_state import InMemoryMachine, StateFile
 from raft.node import NodeOptions
 from raft.quorum import Membership
 from raft.ready import Options
-from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica, unstamp
+from raft.repair import open_or_repair
+from raft.rsm import ReplicaOptions, ReplicatedMachine, unstamp
 from raft.types import Entry, Kind, SnapshotMeta
 from tests.sim.disk import SimDisk
 from tests.sim.loop import Host
@@ -91,18 +92,22 @@ class RaftWorld:
     async def start(self, nodes: Iterable[int] | None = None) -> None:
         for node in self.ids if nodes is None else nodes:
             directory = self.disks[node].open()
-            machine = ListMachine(directory, self)
-            machine.recover()
+
+            def make(directory=directory) -> ListMachine:
+                machine = ListMachine(directory, self)
+                machine.recover()
+                return machine
+
             peers = {other: f"n{other}" for other in self.ids if other != node}
             host = self.hosts[node] = Host(f"n{node}")
             transport = SimTransport(self.network, "c", 1, host, peers, self.incarnations[node])
             first = Membership.of({n: f"n{n}" for n in self.first} if node in self.first else {})
-            replica = await open_replica(
+            replica = await open_or_repair(
                 node,
                 first,
                 directory,
                 transport,
-                machine,
+                StateFile(directory, make),
                 Random(self.rng.random()),
                 lambda: int(asyncio.get_running_loop().time() * 1000),
                 self.options,

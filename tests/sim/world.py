@@ -18,11 +18,14 @@ from random import Random
 from client import AsyncShardClerk
 from raft import raft_pb2
 from raft.answers import Code
-from raft.doors import Unreachable
+from raft.doors import Directory, Unreachable
+from raft.errors import DamagedState
+from raft.memory_state import StateFile
 from raft.node import NodeOptions
 from raft.ready import Options
+from raft.repair import note_damage, open_or_repair
 from raft.room import Room, watch
-from raft.rsm import ReplicaOptions, ReplicatedMachine, open_replica
+from raft.rsm import ReplicaOptions, ReplicatedMachine
 from raft.sessions import DEFAULT_TTL_MS
 from raft.snapshot import StreamOptions
 from shardctrler import shardctrler_pb2 as pb
@@ -209,20 +212,22 @@ class World:
         def clock_ms() -> int:
             return START_MS + process.skew_ms + int(world_time() * 1000)
 
-        machine: ControllerMachine | ShardMachine
-        if process.gid == CONTROLLER:
-            machine = ControllerMachine(directory, self.settings.session_ttl_ms)
-            machine.recover()
-        else:
-            machine = ShardMachine(process.gid, MemoryEngine(directory), self.settings.session_ttl_ms)
-        self.invariants.watch(process.gid, machine)
+        def machine() -> ControllerMachine | ShardMachine:
+            if process.gid == CONTROLLER:
+                made: ControllerMachine | ShardMachine = ControllerMachine(directory, self.settings.session_ttl_ms)
+                made.recover()
+            else:
+                made = ShardMachine(process.gid, MemoryEngine(directory), self.settings.session_ttl_ms)
+            self.invariants.watch(process.gid, made)
+            return made
+
         disks = identity.disks(first)
-        replica = await open_replica(
+        replica = await open_or_repair(
             process.replica,
             disks.first,
             directory,
             transport,
-            machine,
+            StateFile(directory, machine),
             rng,
             clock_ms,
             self.replica_options,
@@ -230,7 +235,7 @@ class World:
         )
         # Not what a dead process still turns over while it is put away: its group may be another one by then.
         replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica) if host.alive else None)
-        replica.node.on_fault = lambda error: self._faulted(process, host, error)
+        replica.node.on_fault = lambda error: self._faulted(process, host, directory, error)
 
         async def free_bytes() -> int:
             return FREE_BYTES[process.room]
@@ -248,10 +253,18 @@ class World:
         self.note(f"{process.address}: room {room.name}")
         process.room = room
 
-    def _faulted(self, process: Process, host: Host, error: BaseException) -> None:
+    def _faulted(self, process: Process, host: Host, directory: Directory, error: BaseException) -> None:
         """A replica stopped by itself: of its disk, as it must, or of a bug."""
         if isinstance(error, OSError):
             self._die(process, host, f"disk fault: {error}")
+        elif isinstance(error, DamagedState):
+
+            async def note() -> None:  # as the process does, before it starts again
+                with contextlib.suppress(OSError):  # then the next start meets the damage itself
+                    await note_damage(directory, error, START_MS + int(world_time() * 1000))
+                self._die(process, host, f"damage: {error}")
+
+            asyncio.get_running_loop().create_task(note(), context=host.context)
         else:
             self._failures.append(error)
 

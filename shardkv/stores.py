@@ -1,0 +1,63 @@
+"""Where the state machine of a process is on its disk: opened, set aside when it is damaged, removed when repaired.
+
+controller, --ephemeral   `state`; aside: `state.damaged`
+group                     `rocks/`; aside: `rocks.damaged/`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+from raft.disk import RealDirectory
+from raft.memory_state import StateFile
+from raft.repair import StateStore
+from raft.rsm import StateMachine
+from shardctrler.machine import ControllerMachine
+from shardkv.engine import MemoryEngine
+from shardkv.machine import ShardMachine
+from shardkv.options import CONTROLLER_GROUP
+from shardkv.rocks import RocksEngine
+from shardkv.tables import sync_directory
+
+ROCKS = "rocks"
+ROCKS_ASIDE = "rocks.damaged"
+
+
+def store_of(directory: RealDirectory, gid: int, ephemeral: bool) -> StateStore:
+    """The store of the state machine that a data directory is for."""
+
+    def controller() -> ControllerMachine:
+        machine = ControllerMachine(directory)
+        machine.recover()
+        return machine
+
+    if gid == CONTROLLER_GROUP:
+        return StateFile(directory, controller)
+    if ephemeral:
+        return StateFile(directory, lambda: ShardMachine(gid, MemoryEngine(directory)))
+    return RocksStore(directory, gid)
+
+
+class RocksStore:
+    """See `raft.repair.StateStore`."""
+
+    def __init__(self, directory: RealDirectory, gid: int) -> None:
+        self._path, self._gid = directory.path, gid
+
+    def open(self) -> StateMachine:
+        return ShardMachine(self._gid, RocksEngine(self._path / ROCKS))
+
+    async def set_aside(self) -> None:
+        await asyncio.to_thread(self._set_aside)
+
+    def _set_aside(self) -> None:
+        if (self._path / ROCKS_ASIDE).exists():
+            shutil.rmtree(self._path / ROCKS, ignore_errors=True)
+        elif (self._path / ROCKS).exists():
+            (self._path / ROCKS).rename(self._path / ROCKS_ASIDE)
+        sync_directory(self._path)
+
+    async def drop_aside(self) -> None:
+        if (self._path / ROCKS_ASIDE).exists():
+            await asyncio.to_thread(shutil.rmtree, self._path / ROCKS_ASIDE)
