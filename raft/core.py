@@ -225,11 +225,8 @@ class Raft:
     def snapshot_reported(self, peer: NodeId, index: Index) -> None:
         """The snapshot stream to `peer` ended: it holds everything up to `index` (0: it failed)."""
         if isinstance(self.role, Leader) and peer in self.role.progress:
-            progress = self.role.progress[peer]
-            progress.snapshot_out = False
-            if progress.mode is Mode.SNAPSHOT:
-                assert index <= self.log.last_index, "a follower ahead of its leader"
-                progress.snapshot_ended(index)
+            assert index <= self.log.last_index, "a follower ahead of its leader"
+            self.role.progress[peer].snapshot_ended(index)
 
     def unreachable(self, peer: NodeId) -> None:
         """The connection to `peer` broke, or cannot be made: what was in flight may be lost.

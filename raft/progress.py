@@ -86,10 +86,12 @@ class Progress:
 
     def snapshot_ended(self, index: Index) -> None:
         """The follower holds everything up to `index`; 0: the stream failed, and the next one waits longer."""
-        self.matched(index)
+        self.snapshot_out = False
         self.failed_snapshots = 0 if index else self.failed_snapshots + 1
         self.snapshot_pause = min(2**self.failed_snapshots, MOST_PAUSE) if self.failed_snapshots else 0
-        self.become_probe()
+        if self.mode is Mode.SNAPSHOT:
+            self.matched(index)
+            self.become_probe()
 
     def become_probe(self) -> None:
         """Start over from what is known to match.
@@ -119,7 +121,8 @@ class Progress:
 
     def begin_snapshot(self) -> bool:
         """Whether a stream is to begin: at most one is out to a follower, until `Raft.snapshot_reported`."""
-        begins, self.snapshot_out = not self.snapshot_out, True
+        begins = not self.snapshot_out and self.may_get_snapshot
+        self.snapshot_out = self.snapshot_out or begins
         return begins
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ from shardkv.cli.backup import backup, restore
 from shardkv.cli.bench import bench
 from shardkv.cli.certs import certs
 from shardkv.cli.check import check
+from shardkv.cli.damage import damage
 from shardkv.cli.data import append, cas, delete, get, put, scan
 from shardkv.cli.health import health
 from shardkv.cli.members import member
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for group in (member, user, access, check):
+for group in (member, user, access, check, damage):
     admin.add_command(group)
 for command in (
     up,

@@ -167,19 +167,20 @@ def damage_lines(status: Mapping[str, Any]) -> list[str]:
     if not damage:
         return []
     last = damage["history"][-1]
-    what = f"{last['file']} was found damaged at {_when(last['found_ms'])} ({last['why']})"
+    what = f"{last['file']} was found damaged at {when(last['found_ms'])} ({last['why']})"
     lines = []
     if damage["state_lost"]:
-        lines.append(f"{what}; {_repair(damage)}")
+        lines.append(f"{what}; {repair_line(damage)}")
     elif damage["now_ms"] - last["repaired_ms"] < TOLD_MS:
         source = f" from replica {last['repaired_from']}" if last["repaired_from"] else ""
-        lines.append(f"{what}; repaired{source} at {_when(last['repaired_ms'])}")
+        lines.append(f"{what}; repaired{source} at {when(last['repaired_ms'])}")
     if damage["suspect_disk"] and lines:
         lines.append("damage was found again and again: the disk itself is suspect, replace it")
     return lines
 
 
-def _repair(damage: Mapping[str, Any]) -> str:
+def repair_line(damage: Mapping[str, Any]) -> str:
+    """How the repair of a lost state goes, or what it waits for."""
     if "percent" in damage:
         return f"being repaired from replica {damage['repairing_from']}, {damage['percent']} %"
     if damage["leader"]:
@@ -192,7 +193,8 @@ def _repair(damage: Mapping[str, Any]) -> str:
     return "waits for a leader: only a replica whose state is whole can repair it"
 
 
-def _when(time_ms: int) -> str:
+def when(time_ms: int) -> str:
+    """A moment, for people here."""
     return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
