@@ -28,7 +28,7 @@ from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.quorum import Membership
 from raft.ready import Options, Ready, Write
 from raft.refusals import Refusals
-from raft.room import Room, without_load
+from raft.room import Room, bearable
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, StreamOptions
 from raft.types import Index, NodeId, SnapshotMeta, Term
 from raft.wal import Wal
@@ -44,7 +44,6 @@ class NodeOptions:
     tick_seconds: float = 0.05
     snapshots: StreamOptions = field(default_factory=StreamOptions)
     max_append_batch_bytes: int = 8 << 20  # one WAL batch; more waits for the next
-    max_lost_log_bytes: int = 256 << 20  # of log that a replica without a state holds, which cannot compact it
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class Node:
 
     def start(self) -> None:
         for work in (self._tick_forever(), self._write_forever(), self._receive_chunks_forever()):
-            self._spawn(work)
+            self.spawn(work)
 
     async def stop(self) -> None:
         """End all tasks and close the log. What was not synced is as after a crash."""
@@ -134,11 +133,8 @@ class Node:
         self._receiver.abort()
         self._wal.close()
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do this beside everything else, until the replica stops. An exception out of it stops the replica."""
-        self._spawn(work)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
@@ -164,10 +160,7 @@ class Node:
 
     def receive(self, envelopes: Iterable[Envelope]) -> None:
         """Messages from other replicas."""
-        lost = self.core.state_lost and self.core.log.size_bytes > self._options.max_lost_log_bytes
-        if lost or self.room is Room.FULL:
-            envelopes = without_load(envelopes, snapshots=self.room is not Room.FULL)
-        for envelope in envelopes:
+        for envelope in bearable(envelopes, self.core, self.room):
             if self.stopped:
                 return
             with suppress(Stopped):  # the fault is told where faults are: to the host and to `on_fault`
@@ -322,7 +315,7 @@ class Node:
                 sender.give_up()
         for peer in ready.snapshots_wanted:
             if peer not in self._senders and peer not in self._opening:
-                self._spawn(self._send_snapshot(peer))
+                self.spawn(self._send_snapshot(peer))
         for envelope in ready.snapshot_mail:
             self._take_snapshot_mail(envelope)
         self._host.turn_ended()

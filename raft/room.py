@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.5
 FULL_PART = 4  # FULL at this part of the reserve
+MAX_LOST_LOG_BYTES = 256 << 20  # of log in a replica without a state, which cannot compact it (repair.py)
 
 
 class Room(IntEnum):
@@ -93,11 +94,17 @@ def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
             log.info("leadership stays: %s", error)  # until the next look
 
 
-def without_load(envelopes: Iterable[Envelope], snapshots: bool) -> Iterable[Envelope]:
-    """What a replica without room takes in: word of the leader, but nothing for the disk or the log to keep.
+def bearable(envelopes: Iterable[Envelope], core: Raft, room: Room) -> Iterable[Envelope]:
+    """What a replica takes in: everything, unless its disk is FULL or it holds MAX_LOST_LOG_BYTES without a state.
 
-    To the leader it is as if a network had lost the rest, and it sends that again.
+    Then it hears the leader, but takes nothing for the disk or the log to keep. To the leader it is as
+    if a network had lost the rest, and it sends that again. A snapshot is what ends the second case.
     """
+    log_is_full = core.state_lost and core.log.size_bytes > MAX_LOST_LOG_BYTES
+    return _without_load(envelopes, room is not Room.FULL) if log_is_full or room is Room.FULL else envelopes
+
+
+def _without_load(envelopes: Iterable[Envelope], snapshots: bool) -> Iterable[Envelope]:
     for envelope in envelopes:
         match envelope.message:
             case AppendEntries(entries=entries) as append if entries:

@@ -319,7 +319,7 @@ class ReplicatedMachine:
         assert self.machine.applied == meta
         self._release_applied()
         if self.core.state_lost and self.on_repaired is not None:
-            self.node.run(self.on_repaired(self.core.leader))
+            self.node.spawn(self.on_repaired(self.core.leader))
         return membership_of(self.machine, self._bootstrap)
 
     # ---- inside
