@@ -109,9 +109,7 @@ class ReplicatedMachine:
         self.machine = machine
         self.node: Node  # set by open_replica: node and host need each other
         self.damage: DamageBook | None = None  # set by `repair.open_or_repair`
-        self.on_repaired: Callable[[NodeId], Coroutine[Any, Any, None]] | None = (
-            None  # a lost state is there again
-        )
+        self.on_repaired: Callable[[NodeId], Coroutine[Any, Any, None]] | None = None
         self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
         self._clock = ReplicatedClock(clock_ms, asyncio.get_running_loop().time)
         self._compact_bytes = compact_bytes
@@ -420,10 +418,9 @@ async def open_replica(
     known = membership_of(machine, bootstrap)
     lost = state_lost and applied.index == 0 < recovered.base_index
     if lost:
-        # The memberships below the log's base went with the state. None has to be known: a replica that
-        # never campaigns and never leads counts no votes, and whom it votes for or acknowledges does not
-        # depend on it (thesis §4.1). So it takes no guess, which might be of long ago, and begins like
-        # one that joins. What the log says beyond its base holds; the snapshot will tell the rest.
+        # The memberships below the log's base went with the state. None has to be known: a replica that never
+        # leads counts no votes, and whom it votes for or acknowledges does not depend on its own (thesis
+        # §4.1). So it takes no guess, and begins like one that joins; the snapshot tells the rest.
         applied, known = SnapshotMeta(recovered.base_index, recovered.base_term), Membership(frozenset())
     try:
         entries = await entries_that_hold(wal, recovered, applied)

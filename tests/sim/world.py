@@ -214,7 +214,9 @@ class World:
 
         def machine() -> ControllerMachine | ShardMachine:
             if process.gid == CONTROLLER:
-                made: ControllerMachine | ShardMachine = ControllerMachine(directory, self.settings.session_ttl_ms)
+                made: ControllerMachine | ShardMachine = ControllerMachine(
+                    directory, self.settings.session_ttl_ms
+                )
                 made.recover()
             else:
                 made = ShardMachine(process.gid, MemoryEngine(directory), self.settings.session_ttl_ms)
