@@ -356,6 +356,43 @@ def test_a_checkpoint_of_another_entry_than_announced_is_refused(tmp_path: Path)
     taker.close()
 
 
+def test_a_sender_that_does_not_verify_is_found_out_by_the_receiver(tmp_path: Path) -> None:
+    """Its hashes are those of damaged files, so only reading the blocks tells."""
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+
+    async def send() -> None:
+        source = await giver.open_snapshot()
+        (table,) = source._path.glob("*.sst")
+        flip(table, 100_000)
+        spoilt = {name: hash_file(source._path / name) for name, _ in source._files}
+        sink = taker.open_sink(META)
+        with pytest.raises(ValueError, match="damaged"):
+            await stream_into(CheckpointSource(source._path, META, spoilt), sink, lambda data: data)
+        sink.abort()
+        source.close()
+
+    asyncio.run(send())
+    giver.close()
+    taker.close()
+
+
+def test_an_install_under_another_entry_is_refused(tmp_path: Path) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+
+    async def send() -> None:
+        source = await giver.open_snapshot()
+        sink = taker.open_sink(META)
+        await stream_into(source, sink, lambda data: data)
+        with pytest.raises(ValueError, match="not of"):
+            taker.install(SnapshotMeta(META.index + 1, META.term), sink)
+        source.close()
+
+    asyncio.run(send())
+    assert taker.applied == SnapshotMeta(0, 0) and taker.get(b"d000001") is None
+    giver.close()
+    taker.close()
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "files",
