@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shardkv.identity import IDENTITY
+
 MANIFEST = "cluster.json"
 SECRET = "secret"
 STOP_SECONDS = 10.0
@@ -43,6 +45,12 @@ class Process:
     listen: str = ""  # where it binds, if not at `address`: something stands before it
     metrics: str = ""  # where it answers Prometheus, if it does
     web: str = ""  # where it shows the page to browsers, if it does
+    has_data: bool = False  # its directory was seen with an identity in it: an empty one is a lost one
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its directory had a replica's data, and is empty or not mounted now."""
+        return self.has_data and not (Path(self.data) / IDENTITY).exists()
 
     @property
     def running(self) -> bool:
@@ -96,6 +104,8 @@ class Cluster:
 
     def save(self) -> None:
         path = self.directory / MANIFEST
+        for process in self.processes:
+            process.has_data |= (Path(process.data) / IDENTITY).exists()
         manifest = {
             "controllers": self.addresses("controller", 0),
             "groups": {str(gid): self.addresses("group", gid) for gid in self.gids()},
@@ -219,8 +229,8 @@ class Cluster:
         self.save()
 
     def start_all(self) -> list[Process]:
-        """Start what is down; returns what was."""
-        down = [process for process in self.processes if not process.running]
+        """Start what is down and has its data; returns what was started."""
+        down = [process for process in self.processes if not process.running and not process.is_lost]
         for process in down:
             self.start(process)
         return down

@@ -70,3 +70,18 @@ def test_another_replica_at_the_address_is_not_let_in(tmp_path: Path) -> None:
     with LiveCluster(groups=1, controllers=1, replicas=3) as live, joining(live, tmp_path, 4) as address:
         wrong = attempt(live, "admin", "member", "replace", "1", "3", f"3={address}")
         assert wrong.returncode == 1 and f"at {address} is replica 4 of group 1, not 3" in wrong.stderr
+
+
+def test_up_does_not_start_a_replica_whose_directory_is_empty() -> None:
+    with LiveCluster(groups=1, controllers=1, replicas=3) as live, live.clerk() as clerk:
+        clerk.put("k", "v")
+        cluster = live.cluster()
+        lost = next(p for p in cluster.processes if p.role == "group")
+        cluster.stop(cluster.processes)
+        shutil.rmtree(lost.data)
+        up = attempt(
+            live, "up", "--data", str(live.directory), "--detach", *"--groups 1 --controllers 1".split()
+        )
+        assert up.returncode == 0 and f"{lost.address} is not started" in up.stderr, up.stderr
+        assert "3 of 4 processes started" in up.stdout and "member replace 1 1 1=" in up.stderr
+        assert clerk.get("k") == b"v"

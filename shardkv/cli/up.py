@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -74,7 +75,9 @@ def up(
         try:
             started = cluster.start_all()
             click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
+            _tell_lost(cluster)
             overview = _wait_ready(cluster, interrupted)
+            cluster.save()  # from here on it is known which directories have data
             _show(cluster, overview)
             _first_operations(cluster)
         except (ClusterError, Failed, ControllerUnavailable) as error:
@@ -136,6 +139,20 @@ def _prepare(
     return cluster
 
 
+def _tell_lost(cluster: Cluster) -> None:
+    """A replica on an empty directory has forgotten what it promised: it is not started as if it were new."""
+    for process in cluster.processes:
+        if process.is_lost and not process.running:
+            number = process.index + 1
+            replace = f"shardkv admin member replace {process.gid} {number} {number}={process.address}"
+            click.echo(
+                f"{process.role} at {process.address} is not started: {process.data} had its data and is empty "
+                f"or not mounted. Mount it and `up` again; or, if it is lost, start the replica on the empty "
+                f"directory with: {shlex.join(cluster.command(process))}; then let it in: {replace}",
+                err=True,
+            )
+
+
 def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
     """Let the groups in that have not joined, and wait until every shard serves. Raises Failed."""
 
@@ -145,7 +162,7 @@ def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
             if interrupted():
                 raise Failed("interrupted while starting")
             for process in cluster.processes:
-                if not process.running:
+                if not process.running and not process.is_lost:
                     raise Failed(f"{process.role} at {process.address} ended: {cluster.last_words(process)}")
             try:
                 config = await session.controller.query(None, 1.0)
