@@ -290,7 +290,7 @@ def test_a_damaged_log_is_refused_or_is_a_beginning_of_what_was_written(seed: in
     disk = SimDisk(Random(1))
     entries = log_of(disk, seed % 5)
     name = rng.choice(sorted(disk.files))
-    disk.files[name] = damage(disk.files[name], rng)
+    disk.put(name, damage(disk.files[name], rng))
 
     async def read() -> tuple[Wal, Recovered]:
         return await open_wal(disk.open(), Random(1), 700)

@@ -183,13 +183,13 @@ def test_a_flipped_bit_in_the_identity_is_found() -> None:
     for bit in range(8 * len(whole)):
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
-        disk.files[IDENTITY] = bytes(damaged)
+        disk.put(IDENTITY, bytes(damaged))
         try:
             found = claimed(disk)
         except WrongDirectory:
             continue
         assert found == Identity.decode(whole), f"bit {bit} changed what it says"
-    disk.files[IDENTITY] = whole[:-20]
+    disk.put(IDENTITY, whole[:-20])
     with pytest.raises(WrongDirectory, match=f"/data/{IDENTITY}"):
         claimed(disk)
 

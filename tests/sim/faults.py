@@ -53,6 +53,8 @@ class Faults:
             self._lose_disk: 1.5,
             self._lose_departed_group: 2.0,
         }
+        if world.settings.hanging_disks:
+            kinds[self._hanging_disk] = 1.0
         drawn = {kind: weight * rng.choice([0, 0, 1, 1, 3]) for kind, weight in kinds.items()}
         self._kinds = {kind: weight for kind, weight in drawn.items() if weight}
         self._change_rate = rng.choice([0.1, 0.3, 0.6])
@@ -112,17 +114,26 @@ class Faults:
     def _crash(self) -> None:
         self._down(self._leader_or_any())
 
-    def _down(self, process: Process) -> None:
-        self.world.kill(process)
+    def _down(self, process: Process, power: bool | None = None) -> None:
+        self.world.kill(process, power)
         self._for_a_while(self.rng.choice([0.3, 3.0]), lambda: self.world.start_soon(process))
 
     def _crash_everything(self) -> None:
+        """Each process dies in its own way, or the data centre loses its power."""
+        power = self.rng.choice([None, True])
         for process in self._processes():
-            self._down(process)
+            self._down(process, power)
 
     def _crash_group(self) -> None:
+        power = self.rng.choice([None, True])
         for process in self.world.of(self._any().gid):
-            self._down(process)
+            self._down(process, power)
+
+    def _hanging_disk(self) -> None:
+        """No sync returns for a while. Longer than anybody waits, sometimes."""
+        faults = self._leader_or_any().disk.faults
+        faults.hang = True
+        self._for_a_while(self.rng.choice([1.0, 8.0]), lambda: setattr(faults, "hang", False))
 
     def _crash_points(self) -> None:
         """It dies at one of its next syncs, just before that counts or just after, several times."""

@@ -14,6 +14,7 @@ from random import Random
 from raft.errors import RaftError
 from raft.incarnations import KnownDisks
 from raft.memory_state import InMemoryMachine, StateFile
+from raft.messages import Envelope
 from raft.node import NodeOptions
 from raft.quorum import Membership
 from raft.ready import Options
@@ -23,6 +24,7 @@ from raft.types import Entry, Kind, SnapshotMeta
 from tests.sim.disk import SimDisk
 from tests.sim.loop import Host
 from tests.sim.network import SimNetwork, SimTransport, Weather
+from tests.sim.promises import Promises
 
 
 class ListMachine(InMemoryMachine):
@@ -66,15 +68,18 @@ class RaftWorld:
         core: Options | None = None,
         compact_bytes: int = 1 << 20,
         weather: Weather | None = None,
+        process_death: float = 0.0,
     ) -> None:
         self.rng = Random(seed)
         self.network = SimNetwork(self.rng, weather)
-        self.network.on_mail = lambda source, target, mail: self.mail.extend(mail)
+        self.network.on_mail = self._sent
         self.mail: list = []
+        self.process_death = process_death  # chance that a death leaves the page cache
         self.ids = list(range(1, count + 1))
         self.first = tuple(self.ids)  # who began the group; others join it
         self.disks = {node: SimDisk(self.rng) for node in self.ids}
         self.incarnations = {node: self.rng.getrandbits(64) for node in self.ids}
+        self.promises = {node: Promises(disk) for node, disk in self.disks.items()}
         self.hosts: dict[int, Host] = {}
         self.replicas: dict[int, ReplicatedMachine] = {}
         self.restarts: dict[asyncio.Task[None], None] = {}
@@ -86,6 +91,11 @@ class RaftWorld:
             int, tuple[int, int]
         ] = {}  # index -> (the entry's term, that of the leader that committed)
         self.committed: dict[int, tuple[int, bytes]] = {}  # index -> (term, data), as first applied
+
+    def _sent(self, source: str, target: str, mail: Sequence[Envelope]) -> None:
+        self.mail.extend(mail)
+        for envelope in mail:
+            self.promises[envelope.sender].check(envelope)
 
     # ---- life and death
 
@@ -127,6 +137,7 @@ class RaftWorld:
         self.ids.append(node)
         self.disks[node] = SimDisk(self.rng)
         self.incarnations[node] = self.rng.getrandbits(64)
+        self.promises[node] = Promises(self.disks[node])
         await self.start([node])
 
     async def wipe(self, *nodes: int) -> None:
@@ -139,19 +150,19 @@ class RaftWorld:
 
     async def crash(self, nodes: Iterable[int]) -> None:
         for node in nodes:
-            await self._cut_power(node).stop()
+            await self._end(node).stop()
 
-    def _cut_power(self, node: int) -> ReplicatedMachine:
-        """It has no effect any more; what is left of it is to be stopped."""
+    def _end(self, node: int) -> ReplicatedMachine:
+        """It dies, perhaps with the power: it has no effect any more; what is left of it is to be stopped."""
         self.network.hang_up(f"n{node}")
         self.hosts[node].alive = False
-        self.disks[node].crash()
+        self.disks[node].crash(power=self.rng.random() >= self.process_death)
         return self.replicas.pop(node)
 
     def kill(self, node: int, restart_seconds: float) -> None:
         """Crash it at this very moment, from wherever, and start it again a little later."""
         if node in self.replicas:
-            dead = self._cut_power(node)
+            dead = self._end(node)
 
             async def again() -> None:
                 await dead.stop()

@@ -76,6 +76,8 @@ def settings_of(rng: Random) -> Settings:
         pace=rng.choice([Pace(40, 2, 1), Pace(300, 10, 5), Pace()]),
         drift=rng.choice([0.0, 0.05]),
         session_ttl_ms=rng.choice([2000, 8000, DEFAULT_TTL_MS, DEFAULT_TTL_MS]),
+        process_death=rng.choice([0.0, 0.5, 0.9]),
+        hanging_disks=True,
     )
 
 

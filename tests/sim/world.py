@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -21,6 +21,7 @@ from raft.answers import Code
 from raft.doors import Directory, Unreachable
 from raft.errors import DamagedState
 from raft.memory_state import StateFile
+from raft.messages import Envelope
 from raft.node import NodeOptions
 from raft.ready import Options
 from raft.repair import note_damage, open_or_repair
@@ -48,6 +49,7 @@ from tests.sim.disk import SimDisk
 from tests.sim.invariants import Invariants
 from tests.sim.loop import Host, world_time
 from tests.sim.network import SimDialer, SimNetwork, SimTransport, Weather
+from tests.sim.promises import Promises
 
 CONTROLLER = 0
 CLUSTER = "sim"
@@ -68,6 +70,7 @@ class Process:
     server: ControllerServer | GroupServer | None = None
     host: Host | None = None  # this run of it
     transport: SimTransport = field(init=False)
+    promises: Promises = field(init=False)
     joining: bool = False  # it takes the place of one whose disk is gone, and knows nobody yet
     room: Room = Room.PLENTY  # on its disk
     skew_ms: int = 0  # how wrong its wall clock is
@@ -92,6 +95,8 @@ class Settings:
     pace: Pace = field(default_factory=Pace)  # of a move
     drift: float = 0.0  # clocks run up to this much fast or slow
     session_ttl_ms: int = DEFAULT_TTL_MS
+    process_death: float = 0.0  # chance that a death leaves the page cache; else power is lost as well
+    hanging_disks: bool = False  # syncs that do not return are among the faults
 
 
 class World:
@@ -100,6 +105,7 @@ class World:
         self.rng = Random(seed)
         self.network = SimNetwork(self.rng, self.settings.weather)
         self.network.note = self._arrived
+        self.network.on_mail = self._sent
         self.processes: dict[str, Process] = {}
         self.clerks: list[AsyncShardClerk] = []
         self.clerk_hosts: dict[str, Host] = {}
@@ -122,6 +128,7 @@ class World:
 
     def _add(self, gid: int, replica: int, peers: dict[int, str]) -> Process:
         process = Process(gid, replica, peers[replica], peers, SimDisk(self.rng))
+        process.promises = Promises(process.disk)
         process.skew_ms = self.rng.randrange(-2000, 2000)
         process.rate = 1.0 + self.settings.drift * self.rng.uniform(-1, 1)
         self.processes[process.address] = process
@@ -147,6 +154,10 @@ class World:
         self._digest.update(payload)
         if self.printing is not None:
             self.printing(f"{world_time():10.4f}  {source} → {target}  {describe(method, payload)}")
+
+    def _sent(self, source: str, target: str, mail: Sequence[Envelope]) -> None:
+        for envelope in mail:
+            self.processes[source].promises.check(envelope)
 
     @property
     def trace_hash(self) -> str:
@@ -270,16 +281,23 @@ class World:
         else:
             self._failures.append(error)
 
-    def kill(self, process: Process) -> None:
-        """SIGKILL and loss of power: at once, wherever it was."""
+    def kill(self, process: Process, power: bool | None = None) -> None:
+        """SIGKILL, or loss of `power` of its machine (None: drawn): at once, wherever it was.
+
+        Power may also be lost while the process is down: what it left in the page cache is gone then.
+        """
+        if power is None:
+            power = self.rng.random() >= self.settings.process_death
         host, server = process.host, process.server
         if host is None:
+            if power:
+                process.disk.crash()
             return
-        self.note(f"{process.address} dies")
+        self.note(f"{process.address} {'loses power' if power else 'dies'}")
         host.alive = False
         process.host = process.server = None
         self.network.hang_up(process.address)
-        process.disk.crash()
+        process.disk.crash(power)
         if host.paused:
             host.resume()  # nothing that it does has an effect any more
         if server is not None:
