@@ -184,7 +184,7 @@ def flip(disk: SimDisk, name: str = STATE_FILE, bit: int = 8 * 30) -> None:
     """One bit of a file flips at rest."""
     data = bytearray(disk.files[name])
     data[bit // 8] ^= 1 << bit % 8
-    disk.files[name] = bytes(data)
+    disk.put(name, bytes(data))
 
 
 def book(world: RaftWorld, node: int) -> DamageBook:
@@ -310,7 +310,7 @@ async def test_a_single_replica_loses_nothing_and_serves_nothing(world: RaftWorl
         assert status is not None and status["alone"] and status["state_lost"] and not status["leader"]
         assert world.disks[1].files[STATE_ASIDE] == damaged, "kept for whoever can read it"
         await world.crash([1])
-    world.disks[1].files[STATE_ASIDE] = whole
+    world.disks[1].put(STATE_ASIDE, whole)
 
 
 @in_world(1)
@@ -337,7 +337,7 @@ async def test_a_state_that_went_back_below_the_log_is_damage(world: RaftWorld) 
     await fill(world)
     await world.crash([2])
     assert world.disks[2].files[STATE_FILE] != old
-    world.disks[2].files[STATE_FILE] = old
+    world.disks[2].put(STATE_FILE, old)
     await world.start([2])
     assert world.core(2).state_lost
     await world.converge()
