@@ -28,6 +28,9 @@ from shardctrler.codec import (
 from shardctrler.planner import Refused
 from shardctrler.shard_map import Change, Config, Gid, Group
 
+PAGE_BYTES = 4 << 20  # of changes in one answer, and so in one entry of a group's log
+MAX_CHANGE_BYTES = 32 << 20  # of one: it travels whole, in half of what a record between processes may hold
+
 
 class ControllerMachine(InMemoryMachine):
     def __init__(self, directory: Directory, session_ttl_ms: int = DEFAULT_TTL_MS) -> None:
@@ -64,8 +67,15 @@ class ControllerMachine(InMemoryMachine):
         return config
 
     def changes_since(self, num: int, limit: int) -> list[pb.Change]:
-        """What follows configuration `num`, at most `limit` changes."""
-        return [pb.Change.FromString(data) for data in self._changes[num : num + limit]]
+        """What follows configuration `num`: at most `limit` changes and about PAGE_BYTES, but at least one."""
+        page: list[pb.Change] = []
+        size = 0
+        for data in self._changes[num : num + limit]:
+            size += len(data)
+            if page and size > PAGE_BYTES:
+                break
+            page.append(pb.Change.FromString(data))
+        return page
 
     def claims(self) -> list[pb.Claim]:
         """Every join of every group, and which incarnation it belongs to."""
@@ -122,12 +132,12 @@ class ControllerMachine(InMemoryMachine):
         try:
             accounts = self._plan_accounts(request)
             change = self._plan(request) if accounts is None else None
+            if change is not None:
+                self._extend(self._with_addresses(change))
         except Refused as refused:
             return self._reply(refused.kind, str(refused))
         if accounts is not None:
             self.accounts = accounts
-        if change is not None:
-            self._extend(self._with_addresses(change))
         return self._reply()
 
     def _reply(self, refusal: str = "", message: str = "") -> bytes:
@@ -168,7 +178,7 @@ class ControllerMachine(InMemoryMachine):
             case "join":
                 return planner.join(config, [group_from_pb(group) for group in request.join.groups])
             case "leave":
-                return planner.leave(config, request.leave.gids)
+                return planner.leave(config, request.leave.gids, request.leave.force)
             case "move":
                 return planner.move(config, request.move.shard, request.move.gid)
             case "split":
@@ -196,8 +206,16 @@ class ControllerMachine(InMemoryMachine):
         return replace(change, moves=moves)
 
     def _extend(self, change: Change) -> None:
+        """Make the next configuration. Raises Refused where the change is too large to travel."""
+        encoded = change_to_pb(change).SerializeToString(deterministic=True)
+        if len(encoded) > MAX_CHANGE_BYTES:
+            raise Refused(
+                "TooLarge",
+                f"the change would take {len(encoded):,} bytes, and at most {MAX_CHANGE_BYTES:,} travel at once: "
+                "give the groups fewer addresses, or move shards one by one first",
+            )
         self.config.apply(change)
-        self._changes.append(change_to_pb(change).SerializeToString(deterministic=True))
+        self._changes.append(encoded)
         for group in change.joined + change.readdressed:
             self._last_addresses[group.gid] = group
         for group in change.joined:

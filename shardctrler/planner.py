@@ -84,8 +84,8 @@ def _check_addresses(group: Group, used: dict[str, Gid]) -> None:
         used[address] = group.gid
 
 
-def leave(config: Config, gids: Sequence[Gid]) -> Change:
-    """The groups' shards go to those that stay; if none stays, they are unassigned."""
+def leave(config: Config, gids: Sequence[Gid], force: bool = False) -> Change:
+    """The groups' shards go to those that stay. If none stays, that takes `force`: the shards are unassigned."""
     if not gids:
         raise Refused("BadRequest", "leave needs at least one group")
     for gid in gids:
@@ -93,6 +93,12 @@ def leave(config: Config, gids: Sequence[Gid]) -> Change:
             raise Refused("UnknownGroup", f"group {gid} is not in configuration {config.num}")
     leaving = set(gids)
     live = {gid: group for gid, group in config.groups.items() if gid not in leaving}
+    if not live and not force:
+        raise Refused(
+            "LastGroup",
+            f"no group would stay to serve the {len(config.by_id)} shards: let another group join first, "
+            "or force it (--force): then nobody serves until a group joins",
+        )
     return Change(config.num + 1, left=tuple(sorted(leaving)), moves=_level(config, live))
 
 

@@ -111,10 +111,12 @@ class Join(_message.Message):
     def __init__(self, groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class Leave(_message.Message):
-    __slots__ = ("gids",)
+    __slots__ = ("gids", "force")
     GIDS_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     gids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, gids: _Optional[_Iterable[int]] = ...) -> None: ...
+    force: bool
+    def __init__(self, gids: _Optional[_Iterable[int]] = ..., force: bool = ...) -> None: ...
 
 class MoveShard(_message.Message):
     __slots__ = ("shard", "gid")

@@ -55,7 +55,7 @@ class Cursor(_message.Message):
     def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ShardRow(_message.Message):
-    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue")
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class ShardRow(_message.Message):
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     state: int
     epoch: int
@@ -76,7 +77,8 @@ class ShardRow(_message.Message):
     journal: int
     cursor: Cursor
     queue: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    attempt: int
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Learn(_message.Message):
     __slots__ = ("changes",)
@@ -95,7 +97,7 @@ class Item(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., absent: bool = ...) -> None: ...
 
 class Install(_message.Message):
-    __slots__ = ("shard", "epoch", "next", "items", "final", "clock_ms")
+    __slots__ = ("shard", "epoch", "next", "items", "final", "clock_ms", "attempt")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FROM_FIELD_NUMBER: _ClassVar[int]
@@ -103,13 +105,15 @@ class Install(_message.Message):
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     FINAL_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     next: Cursor
     items: _containers.RepeatedCompositeFieldContainer[Item]
     final: bool
     clock_ms: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., **kwargs) -> None: ...
+    attempt: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., attempt: _Optional[int] = ..., **kwargs) -> None: ...
 
 class Begin(_message.Message):
     __slots__ = ("incarnation",)
@@ -128,28 +132,34 @@ class Claimed(_message.Message):
     def __init__(self, incarnation: _Optional[int] = ..., joined: _Optional[int] = ..., others: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("shard", "epoch")
+    __slots__ = ("shard", "epoch", "attempt")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    attempt: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("shard", "epoch", "gid", "joined")
+    __slots__ = ("shard", "epoch", "gid", "joined", "attempt", "can_finish")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FROM_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    CAN_FINISH_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     gid: int
     joined: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., **kwargs) -> None: ...
+    attempt: int
+    can_finish: bool
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., attempt: _Optional[int] = ..., can_finish: bool = ..., **kwargs) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("ready", "items", "next", "final", "clock_ms", "incarnation", "other_group")
+    __slots__ = ("ready", "items", "next", "final", "clock_ms", "incarnation", "other_group", "frozen", "left_bytes")
     READY_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +167,8 @@ class PullReply(_message.Message):
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     items: _containers.RepeatedCompositeFieldContainer[Item]
     next: Cursor
@@ -164,29 +176,35 @@ class PullReply(_message.Message):
     clock_ms: int
     incarnation: int
     other_group: bool
-    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ...) -> None: ...
+    frozen: bool
+    left_bytes: int
+    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., frozen: bool = ..., left_bytes: _Optional[int] = ...) -> None: ...
 
 class ServesRequest(_message.Message):
-    __slots__ = ("shard", "epoch", "gid", "joined")
+    __slots__ = ("shard", "epoch", "gid", "joined", "attempt")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     gid: int
     joined: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
+    attempt: int
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class ServesReply(_message.Message):
-    __slots__ = ("yes", "incarnation", "other_group")
+    __slots__ = ("yes", "incarnation", "other_group", "attempt")
     YES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     yes: bool
     incarnation: int
     other_group: bool
-    def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ...) -> None: ...
+    attempt: int
+    def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class ViewRequest(_message.Message):
     __slots__ = ("id", "cursor", "close", "check")

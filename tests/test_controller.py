@@ -9,13 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raft.rsm import STAMP
+from raft.types import Entry, Kind
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.codec import change_from_pb, change_to_pb, config_from_pb, config_to_pb
+from shardctrler.machine import PAGE_BYTES, ControllerMachine
 from shardctrler.planner import Refused
 from shardctrler.query import AdminRefused, ControllerClient
 from shardctrler.rebalance import plan
 from shardctrler.shard_map import Change, Config, Group
+from shardkv import shardkv_pb2 as kv
+from shardkv.machine import ShardMachine
+from tests.sim.disk import SimDisk
 from tests.sim.network import SimDialer
 from tests.sim.world import World, in_world
 
@@ -130,7 +136,7 @@ def test_c_4_plans_are_level_minimal_and_deterministic(owners: dict[int, int], l
 
 def test_c_5_the_last_group_leaves_and_its_data_stays_known() -> None:
     config = config_with([1], shards=3)
-    config.apply(planner.leave(config, [1]))
+    config.apply(planner.leave(config, [1], force=True))
     assert all(shard.gid == 0 and shard.holder == 1 for shard in config.by_id.values())
     change = planner.join(config, [group(2)])
     assert all(move.source and move.source.gid == 1 for move in change.moves), "the data comes from group 1"
@@ -157,6 +163,8 @@ def test_c_5_more_groups_than_shards() -> None:
         ("BadRequest", pb.AdminRequest(join=pb.Join(groups=[pb.Group(gid=0, addresses=["h:9"])]))),
         ("UnknownGroup", pb.AdminRequest(leave=pb.Leave(gids=[9]))),
         ("BadRequest", pb.AdminRequest(leave=pb.Leave())),
+        ("LastGroup", pb.AdminRequest(leave=pb.Leave(gids=[1, 2]))),
+        ("LastGroup", pb.AdminRequest(leave=pb.Leave(gids=[2, 1, 2]))),
         ("UnknownGroup", pb.AdminRequest(move=pb.MoveShard(shard=1, gid=9))),
         ("UnknownShard", pb.AdminRequest(move=pb.MoveShard(shard=99, gid=1))),
         ("UnknownShard", pb.AdminRequest(split=pb.SplitShard(shard=99, key=b"k"))),
@@ -200,7 +208,7 @@ def test_c_6_ranges_cover_all_keys_after_any_history(steps: list[tuple[str, int,
                 case "j":
                     change = planner.join(config, [group(gid)])
                 case "l":
-                    change = planner.leave(config, [gid])
+                    change = planner.leave(config, [gid], force=True)
                 case "m":
                     change = planner.move(config, shard, gid)
                 case "s":
@@ -224,3 +232,88 @@ def test_c_6_ranges_cover_all_keys_after_any_history(steps: list[tuple[str, int,
     for change in changes:
         again.apply(change)
     assert again == config == config_from_pb(config_to_pb(config)), "the changes are the whole history"
+
+
+# ---- changes of any size
+
+
+LONG_ADDRESSES = [f"{'a' * 240}-{n}.example:7400" for n in range(8)]
+
+
+def far_group(gid: int) -> pb.Group:
+    return pb.Group(gid=gid, addresses=[f"{gid}-{address}" for address in LONG_ADDRESSES])
+
+
+class Asked:
+    """A controller's machine, and requests as its log would bring them."""
+
+    def __init__(self, shards: int) -> None:
+        self.machine = ControllerMachine(SimDisk(Random(1)).open())
+        self._index = 0
+        self.ask(pb.AdminRequest(initialize=pb.Initialize(shards=shards)))
+
+    def ask(self, request: pb.AdminRequest) -> pb.AdminReply:
+        self._index += 1
+        request.session, request.seq, request.issued_ms = bytes(16), self._index, 1
+        entry = Entry(self._index, 1, Kind.COMMAND, STAMP.pack(1, 0) + request.SerializeToString())
+        return pb.AdminReply.FromString(self.machine.apply([entry])[0])
+
+
+def test_changes_are_paged_by_bytes_and_all_arrive() -> None:
+    """66 changes of 2,048 moves with long addresses did not fit into one answer, and never arrived."""
+    asked = Asked(shards=2048)
+    asked.ask(pb.AdminRequest(join=pb.Join(groups=[far_group(1)])))
+    for _ in range(4):
+        asked.ask(pb.AdminRequest(join=pb.Join(groups=[far_group(2)])))
+        asked.ask(pb.AdminRequest(leave=pb.Leave(gids=[1])))
+        asked.ask(pb.AdminRequest(join=pb.Join(groups=[far_group(1)])))
+        asked.ask(pb.AdminRequest(leave=pb.Leave(gids=[2])))
+    known, pages = 0, 0
+    while page := asked.machine.changes_since(known, 256):
+        assert [change.num for change in page] == list(range(known + 1, known + 1 + len(page)))
+        assert sum(change.ByteSize() for change in page) <= PAGE_BYTES or len(page) == 1
+        known, pages = page[-1].num, pages + 1
+    assert known == asked.machine.config.num == 18 and pages > 4
+    assert any(change.ByteSize() > PAGE_BYTES for change in asked.machine.changes_since(1, 1)), (
+        "alone on its page"
+    )
+
+
+def test_a_change_that_is_too_large_to_travel_is_refused_and_changes_nothing() -> None:
+    asked = Asked(shards=4096)
+    group = pb.Group(gid=1, addresses=[f"{n}-{address}" for n in range(5) for address in LONG_ADDRESSES])
+    before = asked.machine.dump()
+    reply = asked.ask(pb.AdminRequest(join=pb.Join(groups=[group])))
+    assert reply.refusal == "TooLarge" and reply.num == asked.machine.config.num == 1
+    assert not asked.machine.changes_since(1, 1) and not asked.machine.config.groups
+    assert pb.State.FromString(before).config == pb.State.FromString(asked.machine.dump()).config
+    assert not asked.ask(pb.AdminRequest(join=pb.Join(groups=[far_group(1)]))).refusal
+
+
+@in_world(groups=(), shards=2048, replicas=1, controllers=1)
+async def test_groups_learn_large_changes_page_by_page(world: World) -> None:
+    """A group that was down for many of them."""
+    await world.start_group(1)
+    groups = [pb.Group(gid=gid, addresses=far_group(gid).addresses) for gid in (2, 3)]
+    first = pb.Group(gid=1, addresses=[process.address for process in world.of(1)])
+    await world.controller.admin(pb.AdminRequest(join=pb.Join(groups=[first])), 60)
+    process = world.of(1)[0]
+    await world.crash(process)
+    for _ in range(3):
+        await world.controller.admin(pb.AdminRequest(join=pb.Join(groups=groups)), 60)
+        await world.controller.admin(pb.AdminRequest(leave=pb.Leave(gids=[2, 3])), 60)
+    latest = (await world.config()).num
+    learns: list[int] = []
+    apply = ShardMachine._learn
+
+    def learn(self: ShardMachine, message: kv.Learn):  # type: ignore[no-untyped-def]
+        learns.append(message.ByteSize())
+        return apply(self, message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardMachine, "_learn", learn)
+        await world.start(process)
+        async with asyncio.timeout(60):
+            while process.server is None or process.server.machine.ownership.config_num < latest:
+                await asyncio.sleep(0.05)
+    assert len(learns) > 1 and max(learns) < 2 * PAGE_BYTES

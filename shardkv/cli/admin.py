@@ -86,9 +86,11 @@ def _change(
             num = (await session.controller.query(None, timeout)).num
         else:
             num = await session.controller.admin(request, timeout)
-        served = None
+        served, why = None, ""
         if wait:
             served = await _wait(session, wait_timeout, output)
+            if not served:
+                why = await _why_not(session, timeout, wait_timeout)
         if output == "json":
             print_json(
                 {"ok": served is not False, "num": num, **({} if served is None else {"served": served})}
@@ -96,13 +98,16 @@ def _change(
         else:
             click.echo(f"configuration {num}" + (", every shard serves" if served else ""))
         if served is False:
-            raise Failed(
-                f"configuration {num} is made, but not every shard serves after {wait_timeout:g} s; "
-                "`shardkv admin status` shows which",
-                UNREACHABLE,
-            )
+            raise Failed(f"configuration {num} is made, but {why}", UNREACHABLE)
 
     with_session(controllers, run)
+
+
+async def _why_not(session: Session, timeout: float, wait_timeout: float) -> str:
+    """Why `--wait` does not say that every shard serves."""
+    if not (await session.controller.query(None, timeout)).groups:
+        return "nobody serves: no group is in it. Let one join: `shardkv admin join`"
+    return f"not every shard serves after {wait_timeout:g} s; `shardkv admin status` shows which"
 
 
 async def _wait(session: Session, wait_timeout: float, output: str) -> bool:
@@ -155,11 +160,14 @@ def _groups_now(controllers: str | None, timeout: float) -> set[int]:
 
 @admin.command()
 @click.argument("gids", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.option(
+    "--force", is_flag=True, help="Let the last group go as well: nobody serves until another one joins."
+)
 @_changing
 @handled
-def leave(gids: tuple[int, ...], **options: Any) -> None:
+def leave(gids: tuple[int, ...], force: bool, **options: Any) -> None:
     """Let groups go; what they have moves to those that stay."""
-    _change(pb.AdminRequest(leave=pb.Leave(gids=gids)), **options)
+    _change(pb.AdminRequest(leave=pb.Leave(gids=gids, force=force)), **options)
 
 
 @admin.command()

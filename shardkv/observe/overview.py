@@ -81,7 +81,7 @@ def moves(overview: Overview) -> list[str]:
 
 def problems(overview: Overview) -> list[str]:
     """What an operator should look at, a line each; empty if all is well."""
-    found = []
+    found = _nobody_serves(overview)
     for name, replicas in [
         ("the controller", overview.controllers),
         *((f"group {gid}", group) for gid, group in sorted(overview.groups.items())),
@@ -116,6 +116,20 @@ def problems(overview: Overview) -> list[str]:
                     f"for {row['stuck_seconds']:.0f} s: {row['why']}"
                 )
     return found
+
+
+def _nobody_serves(overview: Overview) -> list[str]:
+    """A line if shards have no group: after the last one has left, or before the first one joins."""
+    shards = overview.config.by_id
+    unassigned = sum(not shard.gid for shard in shards.values())
+    if not unassigned:
+        return []
+    holders = sorted({shard.holder for shard in shards.values() if shard.holder and not shard.gid})
+    where = f"; group {', '.join(map(str, holders))} still has their data" if holders else ""
+    return [
+        f"nobody serves {unassigned} of {len(shards)} shards: they have no group{where}. "
+        "Let a group join: `shardkv admin join`"
+    ]
 
 
 def _wrong_clocks(name: str, said: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -238,11 +252,11 @@ async def wait_settled(
     while True:
         overview = await observe()
         serving, total = overview.settled()
-        if not overview.config.groups:
-            serving = total  # nobody is there to serve: nothing to wait for
         progress(serving, total)
         if serving == total:
             return True
+        if not overview.config.groups:
+            return False  # nobody serves, and waiting does not change that
         if asyncio.get_running_loop().time() >= deadline:
             return False
         await asyncio.sleep(0.1)

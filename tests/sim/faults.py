@@ -272,7 +272,7 @@ class Faults:
                 case "join":
                     await world.join(rng.choice([1, 2, 3, 4]), timeout=ADMIN_SECONDS)
                 case "leave" if len(config.groups) > 1:
-                    await world.leave(rng.choice(sorted(config.groups)), timeout=ADMIN_SECONDS)
+                    await world.leave(rng.choice(sorted(config.groups)), timeout=ADMIN_SECONDS, force=True)
                 case "split":
                     key = shard.start + bytes([rng.randrange(40, 120)])
                     await world.split(shard.id, key, timeout=ADMIN_SECONDS)

@@ -96,7 +96,7 @@ async def _lose(world: World, rng: Random) -> None:
     await world.lose_group(gid)
     await asyncio.sleep(2.0)
     if rng.random() < 0.5:
-        await world.leave(gid)
+        await world.leave(gid, force=True)
         await asyncio.sleep(1.0)
         if rng.random() < 0.5:
             await world.join(gid)

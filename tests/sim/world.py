@@ -455,8 +455,9 @@ class World:
             request.join.groups.add(gid=gid, addresses=addresses)
         return await self.controller.admin(request, timeout)
 
-    async def leave(self, *gids: int, timeout: float = 60.0) -> int:
-        return await self.controller.admin(pb.AdminRequest(leave=pb.Leave(gids=gids)), timeout)
+    async def leave(self, *gids: int, timeout: float = 60.0, force: bool = False) -> int:
+        request = pb.AdminRequest(leave=pb.Leave(gids=gids, force=force))
+        return await self.controller.admin(request, timeout)
 
     async def move(self, shard: int, gid: int, timeout: float = 60.0) -> int:
         return await self.controller.admin(pb.AdminRequest(move=pb.MoveShard(shard=shard, gid=gid)), timeout)
