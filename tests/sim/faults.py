@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from random import Random
 from typing import Any
 
-from raft.errors import RaftError
+from raft.errors import RaftError, StorageError
+from raft.memory_state import STATE_FILE
 from raft.room import Room
 from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
 from tests.sim.network import Weather
+from tests.sim.promises import read_state
 from tests.sim.world import Process, World
 
 DAY_MS = 24 * 3600 * 1000
@@ -34,6 +37,7 @@ class Faults:
         self._undo: dict[asyncio.TimerHandle, Callable[[], None]] = {}
         self._admins: dict[asyncio.Task[None], None] = {}
         self._replacing: set[int] = set()  # groups that have a replica replaced
+        self._damaged: dict[int, Process] = {}  # of each group at most one replica has a damaged state
         kinds = {
             self._crash: 4.0,
             self._crash_everything: 0.5,
@@ -237,7 +241,7 @@ class Faults:
     def _lose_disk(self) -> None:
         """For good. Another replica takes its place by a change of membership; one at a time in a group."""
         process = self._leader_or_any()
-        if len(self.world.of(process.gid)) >= 3 and process.gid not in self._replacing:
+        if self._is_whole(process.gid):
             self._replacing.add(process.gid)
             self._begin(self._replace(process))
 
@@ -251,6 +255,27 @@ class Faults:
             self.world.wipe_group(gid)
             for process in self.world.of(gid):
                 self._for_a_while(3.0, partial(self.world.start_soon, process))
+
+    def _is_whole(self, gid: int) -> bool:
+        """Whether a quorum stays whole if one more replica of the group loses its state."""
+        process = self._damaged.get(gid)
+        if process is not None and process.server is not None and not process.rsm.core.state_lost:
+            with suppress(StorageError):
+                read_state(process.disk.files)
+                del self._damaged[gid]
+        return len(self.world.of(gid)) >= 3 and gid not in self._replacing and gid not in self._damaged
+
+    def _flip_state(self) -> None:
+        """A bit of a state file flips at rest. Most often the process reads it soon; else a flush may replace it."""
+        process = self._leader_or_any()
+        files = process.disk.files
+        if STATE_FILE in files and self._is_whole(process.gid):
+            self._damaged[process.gid] = process
+            position = self.rng.randrange(len(files[STATE_FILE]))
+            self.world.note(f"{process.address}: a bit of byte {position} of its state file flips")
+            process.disk.flip(STATE_FILE, position, 1 << self.rng.randrange(8))
+            if self.rng.random() < 0.8:
+                self._down(process)
 
     async def _replace(self, process: Process) -> None:
         await self.world.replace_disk(process, REPLACE_SECONDS)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from raft.errors import StorageError
+from raft.errors import DamagedState, StorageError
 from raft.memory_state import STATE_FILE, _unpack
 from raft.messages import AppendReply, Envelope, InstallSnapshotReply, RequestVote, RequestVoteReply
 from raft.types import Index
@@ -51,11 +51,19 @@ def recover(files: Mapping[str, bytes]) -> Recovered:
     raise AssertionError("the log is read without waiting")
 
 
-def state_index(files: Mapping[str, bytes]) -> Index:
-    """The last entry in the state file; 0 where there is none, or a damaged one."""
+def read_state(files: Mapping[str, bytes]) -> Index:
+    """The last entry in the state file, 0 where there is none. Raises DamagedState."""
     try:
         return _unpack(files[STATE_FILE])[0].index if STATE_FILE in files else 0
-    except ValueError:
+    except ValueError as error:
+        raise DamagedState(STATE_FILE, str(error)) from None
+
+
+def state_index(files: Mapping[str, bytes]) -> Index:
+    """The same, and 0 for a damaged one."""
+    try:
+        return read_state(files)
+    except DamagedState:
         return 0
 
 

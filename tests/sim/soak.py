@@ -78,6 +78,7 @@ def settings_of(rng: Random) -> Settings:
         session_ttl_ms=rng.choice([2000, 8000, DEFAULT_TTL_MS, DEFAULT_TTL_MS]),
         process_death=rng.choice([0.0, 0.5, 0.9]),
         hanging_disks=True,
+        flipped_bits=True,
     )
 
 

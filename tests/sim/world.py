@@ -97,6 +97,7 @@ class Settings:
     session_ttl_ms: int = DEFAULT_TTL_MS
     process_death: float = 0.0  # chance that a death leaves the page cache; else power is lost as well
     hanging_disks: bool = False  # syncs that do not return are among the faults
+    flipped_bits: bool = False  # bits of state files that flip at rest are, too
 
 
 class World:
