@@ -26,7 +26,7 @@ from raft.host import Host
 from raft.incarnations import KnownDisks
 from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.quorum import Membership
-from raft.ready import Options, Ready, Write
+from raft.ready import Options, Ready, Write, joined
 from raft.refusals import Refusals
 from raft.room import Room, bearable
 from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, StreamOptions
@@ -380,9 +380,7 @@ class Node:
             self._base_is_durable.set()
 
     async def _append(self, writes: list[Write]) -> None:
-        hard_states = [write.hard_state for write in writes if write.hard_state is not None]
-        entries = [entry for write in writes for entry in write.entries]
-        await self._wal.append(hard_states[-1] if hard_states else None, entries)
+        await self._wal.append(*joined(writes))
         promises: list[Envelope] = []
         for write in writes:
             self._tell(self.core.written, write)

@@ -6,6 +6,7 @@ inside the `Write`, where a driver cannot send them early by accident.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raft.messages import Envelope
@@ -53,3 +54,9 @@ class Ready:
     failed_reads: tuple[int, ...]  # leadership was lost, or no leader is known
     snapshots_wanted: tuple[NodeId, ...]  # followers that need a snapshot streamed to them
     snapshot_mail: tuple[Envelope, ...]  # chunks and answers, after the term rule
+
+
+def joined(writes: Sequence[Write]) -> tuple[HardState | None, list[Entry]]:
+    """What one append has to put on disk for several writes: the newest hard state, and all entries in order."""
+    hard_states = [write.hard_state for write in writes if write.hard_state is not None]
+    return hard_states[-1] if hard_states else None, [entry for write in writes for entry in write.entries]

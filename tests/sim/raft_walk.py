@@ -25,7 +25,7 @@ from raft.log import Log
 from raft.membership import Memberships
 from raft.messages import Envelope, InstallSnapshot, TimeoutNow
 from raft.quorum import Membership
-from raft.ready import Options, Write
+from raft.ready import Options, Write, joined
 from raft.types import Entry, HardState, Index, Kind, NodeId, Term
 
 STEPS = 4000
@@ -95,6 +95,7 @@ class Walk:
             self._transfer: rng.choice([0.0, 0.0, 1.0]),
             self._change_members: rng.choice([0.0, 0.0, 1.0]),
             self._compact: rng.choice([0.0, 1.0]),
+            self._offer_snapshot: rng.choice([0.0, 0.0, 0.5]),
         }
         self._kinds = {kind: weight for kind, weight in kinds.items() if weight}
         self._loss = rng.choice([0.0, 0.05, 0.3])
@@ -105,6 +106,8 @@ class Walk:
             self._calm(ticks)
         elif drawn < 0.5:
             self._strand()
+        elif drawn < 0.75:
+            self._rearrange(ticks)
 
     def _calm(self, ticks: int) -> None:
         """Leases, leaders that are cut off or hand over, and little else: so that successors are quick."""
@@ -132,6 +135,26 @@ class Walk:
             self._propose: 8.0,
             self._crash: 1.0,
             self._cut: 1.0,
+        }
+
+    def _rearrange(self, ticks: int) -> None:
+        """Members come and go under reads, leases and snapshots: each set of voters must be asked by each."""
+        self._loss = self._repeat = 0.0
+        self._disorder = self.rng.choice([0.0, 0.1])
+        lease = self.rng.choice([0.0, ticks * TICK * 0.7])
+        self._set_options(lease_seconds=lease, max_append_bytes=1 << 20)
+        self._kinds = {
+            self._deliver: 60.0,
+            self._write: 40.0,
+            self._pass_time: 4.0,
+            self._propose: 3.0,
+            self._read: 10.0,
+            self._change_members: 1.5,
+            self._cut: 1.0,
+            self._crash: self.rng.choice([0.0, 0.3]),
+            self._transfer: 0.2,
+            self._compact: 0.5,
+            self._offer_snapshot: 0.5,
         }
 
     def _set_options(self, **changes: Any) -> None:
@@ -190,6 +213,7 @@ class Walk:
             if replica.core.restore(snapshot.last_index, snapshot.last_term, membership):
                 replica.base, replica.base_membership = (snapshot.last_index, snapshot.last_term), membership
                 replica.entries.clear()
+            self._judge_membership(replica)
         self._report_snapshot(mail, snapshot.last_index)
 
     def _report_snapshot(self, mail: Envelope, index: Index) -> None:
@@ -206,22 +230,27 @@ class Walk:
             self._carry_out(replica)
 
     def _finish_write(self, replica: Replica) -> None:
-        write = replica.writes.popleft()
-        self._reaches_disk(replica, write)
-        replica.core.written(write)
-        self._post([promise for promise in write.promises if promise.to != replica.core.id])
+        """One append of the writes that wait, or of the first of them, as the driver groups them."""
+        count = self.rng.choice([1, 1, len(replica.writes)])
+        writes = [replica.writes.popleft() for _ in range(count)]
+        self._reaches_disk(replica, *writes)
+        for write in writes:
+            replica.core.written(write)
+            self._post([promise for promise in write.promises if promise.to != replica.core.id])
 
-    def _reaches_disk(self, replica: Replica, write: Write) -> None:
-        if write.hard_state is not None:
+    def _reaches_disk(self, replica: Replica, *writes: Write) -> None:
+        hard_state, entries = joined(writes)
+        if hard_state is not None:
             saved = replica.saved
-            assert write.hard_state.term >= saved.term, "a term went back"
-            if write.hard_state.term == saved.term and saved.voted_for:
-                assert write.hard_state.voted_for == saved.voted_for, "a vote was taken back"
-            replica.saved = write.hard_state
-        if write.entries:
-            keep = write.entries[0].index - replica.base[0] - 1
+            assert hard_state.term >= saved.term, "a term went back"
+            if hard_state.term == saved.term and saved.voted_for:
+                assert hard_state.voted_for == saved.voted_for, "a vote was taken back"
+            replica.saved = hard_state
+        for entry in entries:  # each takes the place of what was at its index and after, as recovery has it
+            keep = entry.index - replica.base[0] - 1
             assert keep <= len(replica.entries), "a gap on disk"
-            replica.entries[max(0, keep) :] = write.entries[max(0, -keep) :]
+            if keep >= 0:
+                replica.entries[keep:] = [entry]
 
     def _pass_time(self) -> None:
         """Some of the time that a tick takes, for everybody; who is paused misses ticks."""
@@ -339,7 +368,25 @@ class Walk:
             replica.core.compact(replica.applied)
             self._carry_out(replica)
 
+    def _offer_snapshot(self) -> None:
+        """A leader may send its state at any time, also to a follower whose log goes beyond it."""
+        replica = self._leader_or_any()
+        if replica.core.is_leader and not replica.paused:
+            for peer in replica.core.membership.everyone():
+                if peer != replica.core.id and self.rng.random() < 0.5:
+                    self._send_snapshot(replica, peer)
+
     # ---- the driver's part
+
+    def _send_snapshot(self, replica: Replica, peer: NodeId) -> None:
+        """Sent even where the state is not durable: what was applied was committed."""
+        core = replica.core
+        term = core.log.term_at(replica.applied)
+        assert term is not None
+        state = replica.machine_membership.encode()
+        message = InstallSnapshot(replica.applied, term, len(state), 0, state, 0)
+        self.bag = [mail for mail in self.bag if not _is_snapshot(mail, core.id, peer)]  # one stream a peer
+        self.bag.append(Envelope(core.id, peer, core.term, message))
 
     def _post(self, mail: list[Envelope] | tuple[Envelope, ...]) -> None:
         self.bag.extend(mail)
@@ -367,13 +414,7 @@ class Walk:
         for number in ready.failed_reads:
             self.reads.pop((core.id, number), None)
         for peer in ready.snapshots_wanted:
-            # Sent even where the state is not durable: what was applied was committed.
-            term = core.log.term_at(replica.applied)
-            assert term is not None
-            state = replica.machine_membership.encode()
-            message = InstallSnapshot(replica.applied, term, len(state), 0, state, 0)
-            self.bag = [mail for mail in self.bag if not _is_snapshot(mail, core.id, peer)]  # one stream a peer
-            self.bag.append(Envelope(core.id, peer, core.term, message))
+            self._send_snapshot(replica, peer)
         for mail in ready.snapshot_mail:
             self._install(replica, mail)
         self._judge(replica)
@@ -384,6 +425,12 @@ class Walk:
         core = replica.core
         if self.rng.random() < 0.1:
             core.check()
+        durable = core.log.durable_index
+        if durable > replica.base[0]:
+            there = durable - replica.base[0] <= len(replica.entries)
+            assert there, f"entry {durable} counts as durable, and is not on the disk"
+            on_disk = replica.entries[durable - replica.base[0] - 1].term
+            assert on_disk == core.log.term_at(durable), f"another entry {durable} is on the disk"
         if core.is_leader:
             leader = self.leaders.setdefault(core.term, core.id)
             assert leader == core.id, f"{leader} and {core.id} both led term {core.term}"
@@ -396,6 +443,15 @@ class Walk:
             term_there = core.log.term_at(self.known)
             assert term_there is not None
             self.commits[self.known] = (term_there, core.term)
+
+    def _judge_membership(self, replica: Replica) -> None:
+        """The newest in the log is in force, and without one that of the state (thesis §4.1)."""
+        core, newest = replica.core, replica.machine_membership
+        if replica.applied < core.log.last_index:
+            for entry in core.log.slice(replica.applied + 1, core.log.last_index + 1, 1 << 62):
+                if entry.kind is Kind.MEMBERSHIP:
+                    newest = Membership.decode(entry.data)
+        assert core.membership == newest, f"{core.membership} is in force, the log says {newest}"
 
     # ---- the end
 
