@@ -25,7 +25,9 @@ def test_the_last_group_leaves_only_by_force_and_then_nobody_serves() -> None:
         assert json.loads(forced.stdout)["served"] is False
         status = attempt(live, "admin", "status")
         assert ": 0 of 8 shards serve" in status.stdout
-        assert "! nobody serves 8 of 8 shards" in status.stdout and "group 1 still has their data" in status.stdout
+        assert (
+            "! nobody serves 8 of 8 shards" in status.stdout and "group 1 still has their data" in status.stdout
+        )
         addresses = ",".join(live.cluster().addresses("group", 1))
         assert attempt(live, "admin", "join", "1", addresses, "--wait").returncode == 0
         assert attempt(live, "get", "k").stdout == "v"
