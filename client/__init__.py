@@ -4,6 +4,7 @@ from client.blocking import ShardClerk
 from client.clerk import AsyncShardClerk
 from client.errors import (
     BadRequest,
+    BatchError,
     Busy,
     ClerkClosed,
     DeadlineExceeded,
@@ -24,6 +25,7 @@ __all__ = [
     "AsyncShardClerk",
     "BadCertificate",
     "BadRequest",
+    "BatchError",
     "Busy",
     "ClerkClosed",
     "DeadlineExceeded",

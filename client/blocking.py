@@ -24,10 +24,12 @@ from random import Random
 
 import uvloop
 
-from client.clerk import LIMITS, SCAN_PAGE, Consistency, Key, check_key, check_value, to_bytes
+from client.batch import Writes
+from client.clerk import LIMITS, SCAN_PAGE, Consistency
 from client.core import READ_LANES, WRITE_LANE, ClerkCore
-from client.errors import ClerkClosed
+from client.errors import ClerkClosed, ShardKVError
 from client.operations import Operation
+from client.values import Key, check_key, check_value, to_bytes
 from raft.gate import Login
 from raft.rpc import TcpDialer
 from raft.tls import Tls
@@ -61,16 +63,17 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
 class _Waiter:
     """A caller that waits: a lock held until the answer is there."""
 
-    __slots__ = ("error", "lock", "result")
+    __slots__ = ("error", "left", "lock", "result")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()
         self.result = (0, b"")
         self.error: Exception | None = None
+        self.left = False  # a signal (KeyboardInterrupt) has ended the wait
 
     def done(self) -> bool:
-        return False  # a thread cannot be cancelled
+        return self.left
 
     def set_result(self, result: tuple[int, bytes], /) -> None:
         self.result = result
@@ -81,7 +84,11 @@ class _Waiter:
         self.lock.release()
 
     def wait(self) -> tuple[int, bytes]:
-        self.lock.acquire()
+        try:
+            self.lock.acquire()
+        except BaseException:
+            self.left = True
+            raise
         if self.error is not None:
             raise self.error
         return self.result
@@ -239,37 +246,33 @@ class ShardClerk:
                 operation.waiter.set_exception(error)
 
 
-class Batch:
-    """Writes that leave together when the block ends. Each is exactly-once; together they are not atomic."""
+class Batch(Writes):
+    """Writes that leave together when the block ends. Each is exactly-once; together they are not atomic.
+
+    Raises BatchError unless all were done; `results` tells of each.
+    """
 
     def __init__(self, clerk: ShardClerk) -> None:
+        super().__init__(clerk._limits)
         self._clerk = clerk
-        self._writes: list[tuple[int, bytes, bytes]] = []
-
-    def put(self, key: Key, value: Key) -> None:
-        self._add(PUT, key, check_value(value, self._clerk._limits))
-
-    def append(self, key: Key, value: Key) -> None:
-        self._add(APPEND, key, check_value(value, self._clerk._limits))
-
-    def delete(self, key: Key) -> None:
-        self._add(DELETE, key, b"")
-
-    def _add(self, kind: int, key: Key, value: bytes) -> None:
-        self._writes.append((kind, check_key(key, self._clerk._limits), value))
 
     def __enter__(self) -> Batch:
         return self
 
     def __exit__(self, kind: object, *rest: object) -> None:
-        if kind is None:
-            writes, self._writes = self._writes, []
-            waiters = [self._clerk._begin(*write, WRITE_LANE, None) for write in writes]
-            errors = []
-            for waiter in waiters:
-                try:
-                    waiter.wait()
-                except Exception as error:
-                    errors.append(error)
-            if errors:
-                raise errors[0]
+        if kind is not None:
+            return
+        writes, self._writes = self._writes, []
+        begun: list[_Waiter | ShardKVError] = []
+        for write in writes:
+            try:
+                begun.append(self._clerk._begin(*write, WRITE_LANE, None))
+            except ShardKVError as error:  # it was not sent; those before it may have been
+                begun.append(error)
+        answers: list[tuple[int, bytes] | ShardKVError] = []
+        for each in begun:
+            try:
+                answers.append(each if isinstance(each, ShardKVError) else each.wait())
+            except ShardKVError as error:
+                answers.append(error)
+        self._settle(writes, answers)

@@ -4,8 +4,9 @@
         await clerk.put("greeting", b"hello")
         assert await clerk.get("greeting") == b"hello"
 
-Any number of tasks of one loop may share a clerk. Writes of concurrent calls have no
-order among them; a call that was awaited is done before the next begins.
+Any number of tasks of one loop may share a clerk. Its writes to one key take effect in the order in which
+they were called; a call that was awaited is done before the next begins. docs/client.md tells what errors,
+timeouts and cancelled calls mean.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from random import Random
 from typing import Literal
 
+from client.batch import Writes
 from client.core import READ_LANES, WRITE_LANE, ClerkCore
-from client.errors import KeyTooLarge, ValueTooLarge
+from client.errors import ShardKVError
 from client.operations import Operation
+from client.values import Key, check_key, check_value, to_bytes
 from raft.doors import Dialer
 from raft.gate import Login
 from raft.rpc import TcpDialer
@@ -26,37 +29,9 @@ from raft.tls import Tls
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
 
-Key = bytes | str
 Consistency = Literal["leader", "any", "stale"]
 LIMITS = Limits()
 SCAN_PAGE = 1000
-
-
-def to_bytes(value: Key) -> bytes:
-    """bytes as they are, str as UTF-8. Raises TypeError for anything else."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    raise TypeError(f"keys and values are bytes or str, not {type(value).__name__}")
-
-
-def check_key(key: Key, limits: Limits) -> bytes:  # hot: runs per operation
-    """Raises KeyTooLarge for an empty or overlong key, TypeError."""
-    data = key if type(key) is bytes else to_bytes(key)
-    if not 0 < len(data) <= limits.key_bytes:
-        raise KeyTooLarge(f"a key has 1 to {limits.key_bytes} bytes, not {len(data)}")
-    return data
-
-
-def check_value(value: Key, limits: Limits) -> bytes:  # hot: runs per operation
-    """Raises ValueTooLarge, TypeError."""
-    data = value if type(value) is bytes else to_bytes(value)
-    if len(data) > limits.value_bytes:
-        raise ValueTooLarge(f"a value has at most {limits.value_bytes} bytes, not {len(data)}")
-    return data
 
 
 class AsyncShardClerk:
@@ -201,29 +176,36 @@ class AsyncShardClerk:
         return future
 
 
-class AsyncBatch:
-    """Writes that leave together when the block ends. Each is exactly-once; together they are not atomic."""
+class AsyncBatch(Writes):
+    """Writes that leave together when the block ends. Each is exactly-once; together they are not atomic.
+
+    Raises BatchError unless all were done; `results` tells of each.
+    """
 
     def __init__(self, clerk: AsyncShardClerk) -> None:
+        super().__init__(clerk._limits)
         self._clerk = clerk
-        self._writes: list[tuple[int, bytes, bytes]] = []
-
-    def put(self, key: Key, value: Key) -> None:
-        self._add(PUT, key, check_value(value, self._clerk._limits))
-
-    def append(self, key: Key, value: Key) -> None:
-        self._add(APPEND, key, check_value(value, self._clerk._limits))
-
-    def delete(self, key: Key) -> None:
-        self._add(DELETE, key, b"")
-
-    def _add(self, kind: int, key: Key, value: bytes) -> None:
-        self._writes.append((kind, check_key(key, self._clerk._limits), value))
 
     async def __aenter__(self) -> AsyncBatch:
         return self
 
     async def __aexit__(self, kind: object, *rest: object) -> None:
-        if kind is None:
-            writes, self._writes = self._writes, []
-            await asyncio.gather(*(self._clerk._submit(*write, WRITE_LANE, None) for write in writes))
+        if kind is not None:
+            return
+        writes, self._writes = self._writes, []
+        begun: list[asyncio.Future[tuple[int, bytes]] | ShardKVError] = []
+        for write in writes:
+            try:
+                begun.append(self._clerk._submit(*write, WRITE_LANE, None))
+            except ShardKVError as error:  # it was not sent; those before it may have been
+                begun.append(error)
+        await asyncio.gather(
+            *(each for each in begun if isinstance(each, asyncio.Future)), return_exceptions=True
+        )
+        answers: list[tuple[int, bytes] | ShardKVError] = []
+        for each in begun:
+            try:
+                answers.append(each if isinstance(each, ShardKVError) else each.result())
+            except ShardKVError as error:
+                answers.append(error)
+        self._settle(writes, answers)

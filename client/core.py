@@ -3,11 +3,19 @@
 Lives on one event loop. The blocking clerk calls `submit` on that loop from other
 threads; the async clerk calls it directly. Bounded: at most `max_outstanding`
 operations at once, `Busy` beyond.
+
+The writes of a clerk to one key take effect in the order in which they were submitted. Each knows the one before
+it (`Operation.after`), and is sent once that is over, or behind it in the same section of the same frame.
+
+A write whose caller was told that its outcome is unknown, or was cancelled after the write was sent, is not over
+yet: an attempt may still be on its way to a server. What is sent from then on in its place is an *abandon* with
+its number. Whichever of the two comes first decides, and then later writes to the key may go.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from random import Random
@@ -21,22 +29,25 @@ from client.errors import (
     PermissionDenied,
     ShardKVError,
     Unavailable,
+    in_doubt,
 )
 from client.heard import CONTROLLER, HeardClocks
 from client.lane import Lane
-from client.operations import Numbering, Operation
+from client.operations import NOBODY, Numbering, Operation
 from client.routing import Router
 from raft.doors import Dialer
 from shardctrler.query import AccessDenied, ControllerClient, ControllerUnavailable
 from shardctrler.shard_map import NO_GROUP, Gid, ShardId
 from shardkv import frames
-from shardkv.frames import APPEND, CAS_OP, DELETE, PUT
+from shardkv.frames import ABANDON
+
+log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 0.05
 NO_GROUP_PAUSE = 0.05
 LOAD_SECONDS = 0.5  # one attempt at the first map; more follow
 MAX_OUTSTANDING = 200_000
-WRITES = frozenset((PUT, APPEND, DELETE, CAS_OP))
+ABANDON_SECONDS = 60.0  # then a write in doubt is left to its fate, and holds up no later one
 
 WRITE_LANE, READ_LANE, ANY_LANE, STALE_LANE = range(4)
 LANES = {
@@ -72,6 +83,7 @@ class ClerkCore:
         self._numberings: dict[ShardId, Numbering] = {}
         self._lanes: dict[tuple[Gid, int], Lane] = {}
         self._outstanding: dict[Operation, int] = {}  # to the kind of lane that it needs
+        self._last_writes: dict[bytes, Operation] = {}  # by key: the last that is not over
         self._max_outstanding = max_outstanding
         self.heard = HeardClocks(self._loop.time)
         self._sweeping: asyncio.TimerHandle | None = None
@@ -88,6 +100,10 @@ class ClerkCore:
         if len(self._outstanding) >= self._max_outstanding:
             raise Busy(f"{len(self._outstanding)} operations are outstanding")
         self._outstanding[operation] = lane_kind
+        if lane_kind == WRITE_LANE:
+            last = self._last_writes
+            operation.after = last.get(operation.key)
+            last[operation.key] = operation
         if self._sweeping is None:
             self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         if self._router.config is None:
@@ -114,7 +130,10 @@ class ClerkCore:
         if self._sweeping is not None:
             self._sweeping.cancel()
         for operation in list(self._outstanding):
-            self.failed(operation, ClerkClosed("the clerk was closed with the operation outstanding"))
+            error: ShardKVError = ClerkClosed("the clerk was closed with the operation outstanding")
+            if self._lane_of_writes(operation) and operation.sent:
+                error = in_doubt(error)
+            self.ended(operation, error)
         for lane in self._lanes.values():
             await lane.close()
         if self._loading is not None:
@@ -145,36 +164,100 @@ class ClerkCore:
 
     def answered(self, members: list[Operation], statuses: bytes, values: list[bytes]) -> None:
         """These operations of one section have their answers. A second answer (of a retry) is ignored."""
-        outstanding, over = self._outstanding, []
+        outstanding, last = self._outstanding, self._last_writes
+        numbering = members[0].numbering
+        over: list[int] = []
+        held: list[Operation] = []
         for operation, status, value in zip(members, statuses, values, strict=True):  # hot: runs per operation
             waiter = operation.waiter
             if waiter is not None:
                 operation.waiter = None
                 del outstanding[operation]
-                over.append(operation.seq)
+                if numbering is not None:
+                    over.append(operation.seq)
+                    if last[operation.key] is operation:
+                        del last[operation.key]  # whatever was before it is over, or not answered yet
+                    if operation.held is not None or operation.after is not None:
+                        self._let_go(operation, held)
                 if not waiter.done():  # else: the caller was cancelled
                     waiter.set_result((status, value))
-        numbering = members[0].numbering
         if numbering is not None:
             numbering.over(over)
+            if held:
+                self._route_all(held)
 
-    def failed(self, operation: Operation, error: Exception) -> None:
-        """The operation ends without an answer."""
+    def ended(self, operation: Operation, error: Exception) -> None:
+        """The operation was not done and will not be, or was done and its answer is lost for good."""
+        held: list[Operation] = []
+        self._end(operation, error, held)
+        self._route_all(held)
+
+    def refused_now(self, operation: Operation, error: ShardKVError) -> None:
+        """This attempt did nothing, and the next would not either. An earlier one may have, or may still."""
+        if operation.doubt and operation.waiter is not None and self._lane_of_writes(operation):
+            if operation.kind != ABANDON:
+                self._abandon(operation, in_doubt(error))
+                self._route_all([operation])
+                return
+            log.info("gave a write of unknown outcome up: %s", error)
+        self.ended(operation, error)
+
+    def is_wanted(self, operation: Operation) -> bool:
+        """Whether to send an operation whose caller has left; one that may have been sent becomes an abandon."""
+        if operation.sent and self._lane_of_writes(operation):
+            self._abandon(operation, None)
+            return True
+        self.ended(operation, DeadlineExceeded("the call was cancelled"))
+        return False
+
+    # ---- inside
+
+    def _lane_of_writes(self, operation: Operation) -> bool:
+        return self._outstanding[operation] == WRITE_LANE
+
+    def _end(self, operation: Operation, error: Exception, held: list[Operation]) -> None:
+        """The operation is over without an answer; `held` gets the writes that waited for it."""
         waiter = operation.waiter
         if waiter is None:
             return
         operation.waiter = None
-        del self._outstanding[operation]
-        if operation.numbering is not None:
-            operation.numbering.over((operation.seq,))
+        if self._outstanding.pop(operation) == WRITE_LANE:
+            if operation.numbering is not None:
+                operation.numbering.over((operation.seq,))
+            if self._last_writes[operation.key] is operation:
+                del self._last_writes[operation.key]
+            self._let_go(operation, held)
         if not waiter.done():
             waiter.set_exception(error)
 
-    # ---- inside
+    def _let_go(self, operation: Operation, held: list[Operation]) -> None:
+        """A write is over: those that it held, and those that these held, look for their place again, in order."""
+        before = operation.before()
+        if before is not None and operation.key not in self._last_writes:
+            self._last_writes[operation.key] = before  # what comes next has to wait for that one
+        after, operation.held = operation.held, None
+        while after is not None:
+            held.append(after)
+            after.held, after = None, after.held
+
+    def _abandon(self, operation: Operation, error: OutcomeUnknown | None) -> None:
+        """The caller goes, with the error if it waits still; the write stays until its fate is known."""
+        waiter = operation.waiter
+        assert waiter is not None
+        operation.waiter = NOBODY
+        operation.kind, operation.value = ABANDON, b""
+        operation.deadline = self._loop.time() + ABANDON_SECONDS
+        if error is not None and not waiter.done():
+            waiter.set_exception(error)
 
     def _route_all(self, operations: list[Operation]) -> None:
         for operation in operations:
-            if operation.waiter is not None:
+            waiter = operation.waiter
+            if waiter is None:
+                continue
+            if operation.kind == ABANDON and not operation.doubt:
+                self.ended(operation, DeadlineExceeded("not done"))  # the attempt that was out did nothing
+            elif not waiter.done() or self.is_wanted(operation):
                 self._route(operation, self._outstanding[operation])
 
     def _route(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
@@ -213,7 +296,7 @@ class ClerkCore:
             except AccessDenied as error:
                 # Who asks again may be known by then: the next call begins anew.
                 for operation in list(self._outstanding):
-                    self.failed(operation, PermissionDenied(str(error)))
+                    self.ended(operation, PermissionDenied(str(error)))
                 self._loading = None
                 return
         self.heard.hear(CONTROLLER, self._controller.clock_ms)
@@ -225,14 +308,25 @@ class ClerkCore:
         """End the operations whose time is up. Looks at all that are outstanding, which are bounded."""
         now = self._loop.time()
         self._router.refresh_if_stale()
-        for operation in [operation for operation in self._outstanding if operation.deadline <= now]:
-            self.failed(operation, self._timed_out(operation))
+        held: list[Operation] = []
+        for operation in list(self._outstanding):
+            waiter = operation.waiter
+            if waiter is None or (operation.deadline > now and not waiter.done()):
+                continue
+            in_flight = operation.sent and self._lane_of_writes(operation)
+            if in_flight and operation.kind != ABANDON:
+                why = operation.why or "no answer in time"
+                text = f"the write was sent and may or may not be done: {why}"
+                self._abandon(operation, OutcomeUnknown(text))
+                continue
+            if in_flight:
+                log.warning("gave a write of unknown outcome up after %g s: %s", ABANDON_SECONDS, operation.why)
+            self._end(operation, self._timed_out(operation), held)
+        self._route_all(held)
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._outstanding else None
 
     def _timed_out(self, operation: Operation) -> ShardKVError:
         why = operation.why or (str(self._router.error) if self._router.error else "no answer in time")
-        if operation.sent and operation.kind in WRITES:
-            return OutcomeUnknown(f"the write was sent and may or may not be done: {why}")
         if self._router.config is None:
             return Unavailable(f"no controller could be reached: {why}")
         return DeadlineExceeded(f"not done in time: {why}")

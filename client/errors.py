@@ -1,21 +1,28 @@
 """What a clerk raises.
 
 ShardKVError
-├── KeyTooLarge          the key is empty or longer than the limit; nothing was sent
-├── ValueTooLarge        the value, or what an append would make of it; nothing was done
-├── Busy                 too much is queued in this clerk; nothing was sent
-├── OutOfSpace           the group's disks are nearly full; nothing was done, and deletes still work
-├── PermissionDenied     who we are may not do that; nothing was done
-├── Unavailable          nobody could be reached in time; the operation was not done
-├── DeadlineExceeded     the time was up; the operation was not done
-│   └── OutcomeUnknown   … or it was: it was sent, and no answer came
-├── SessionExpired       a retry came too late to be safe; it was not done again
-├── BadRequest           a server refused it: what it says will not change by asking again
-├── ClerkClosed          the clerk was closed
+├── KeyTooLarge          the key is empty or longer than the limit
+├── ValueTooLarge        the value, or what an append would make of it, is larger than the limit
+├── Busy                 too much is queued in this clerk; the operation was not sent
+├── OutOfSpace           the group's disks are nearly full; deletes still work
+├── PermissionDenied     the servers do not know the caller, or its role does not allow the operation
+├── Unavailable          nobody could be reached in time; the operation was not sent
+├── DeadlineExceeded     the time was up
+│   └── OutcomeUnknown   the write may have been done: it was sent, and nobody said what became of it
+│       └── SessionExpired   … and a retry came too late to tell
+├── BadRequest           a server refused the operation: asking again will not help
+├── BatchError           not all writes of a batch were done: `outcomes` tells of each
+├── ClerkClosed          the clerk is closed
 └── ForkedClerk          the process was forked: make a new clerk in the child
+
+OutcomeUnknown means that the write was done or was not done. Any other error means that the operation was not
+done, and will not be. Where an error came after an attempt that nobody answered, it is the `__cause__`
+of an OutcomeUnknown. docs/client.md tells what a timeout and a cancelled call mean.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class ShardKVError(Exception):
@@ -23,7 +30,7 @@ class ShardKVError(Exception):
 
 
 class KeyTooLarge(ShardKVError):
-    """The key is empty or longer than the limit. Nothing was sent."""
+    """The key is empty or longer than the limit. Nothing was done."""
 
 
 class ValueTooLarge(ShardKVError):
@@ -31,7 +38,7 @@ class ValueTooLarge(ShardKVError):
 
 
 class Busy(ShardKVError):
-    """The clerk's queue is full. Nothing was sent."""
+    """The clerk's queue is full. The operation was not sent."""
 
 
 class OutOfSpace(ShardKVError):
@@ -39,32 +46,58 @@ class OutOfSpace(ShardKVError):
 
 
 class PermissionDenied(ShardKVError):
-    """The servers do not know us, or our role does not allow it. Nothing was done."""
+    """The servers do not know the caller, or its role does not allow the operation. Nothing was done."""
 
 
 class Unavailable(ShardKVError):
-    """Nobody could be reached within the time. Nothing was done; the text says what was tried."""
+    """Nobody could be reached within the time. The operation was not sent; the text says what was tried."""
 
 
 class DeadlineExceeded(ShardKVError):
-    """The time was up before the operation was done."""
+    """The time was up. The operation was not done, unless this is an OutcomeUnknown."""
 
 
 class OutcomeUnknown(DeadlineExceeded):
-    """The time was up, and a server may have carried the write out, or may still do so."""
+    """The write was sent, and no answer tells what became of it: it was done, or it was not, or it still will be.
+
+    A later write of the same clerk to the same key takes effect after it, if it takes effect at all.
+    """
 
 
-class SessionExpired(ShardKVError):
+class SessionExpired(OutcomeUnknown):
     """A write was tried again too late to tell whether it had been done. It was not done again."""
 
 
 class BadRequest(ShardKVError):
-    """A server refused the call; asking again will not help."""
+    """A server refused the operation; asking again will not help. Nothing was done."""
+
+
+class BatchError(ShardKVError):
+    """Some writes of a batch were not done, or may not have been done."""
+
+    def __init__(self, outcomes: Sequence[bool | ShardKVError | None]) -> None:
+        """`outcomes`: for each write, in order, what its call would have returned or raised."""
+        self.outcomes = tuple(outcomes)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, ShardKVError)]
+        unknown = sum(isinstance(error, OutcomeUnknown) for error in errors)
+        super().__init__(
+            f"of {len(outcomes)} writes {len(outcomes) - len(errors)} were done, {len(errors) - unknown} were not,"
+            f" {unknown} may have been; the first error: {type(errors[0]).__name__}: {errors[0]}"
+        )
 
 
 class ClerkClosed(ShardKVError):
-    """The clerk is closed."""
+    """The clerk is closed. The operation was not done."""
 
 
 class ForkedClerk(ShardKVError):
     """A clerk does not survive fork(): its connections and threads stay with the parent."""
+
+
+def in_doubt(error: ShardKVError) -> OutcomeUnknown:
+    """The same error for a write that an earlier attempt may have done."""
+    if isinstance(error, OutcomeUnknown):
+        return error
+    unknown = OutcomeUnknown(f"{error}; an earlier attempt was not answered, and may have been done")
+    unknown.__cause__ = error
+    return unknown

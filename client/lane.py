@@ -3,23 +3,27 @@
 Whatever queued while the last frames were out is the next frame: no timer, and a
 lone caller's frame holds one operation. A few frames may be out at once, so that a
 slow answer does not hold up the rest. Who leads the group is learnt from answers.
+
+A server answers only so many bytes of a read frame. The lane asks for the rest at once, and sizes
+the next frames by what operations were answered with lately.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import count
 from random import Random
 from typing import Protocol
 
 from client.errors import (
     BadRequest,
     KeyTooLarge,
-    OutcomeUnknown,
     OutOfSpace,
     PermissionDenied,
     SessionExpired,
+    ShardKVError,
     ValueTooLarge,
 )
 from client.heard import HeardClocks
@@ -28,17 +32,21 @@ from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
 from shardctrler.shard_map import Gid
 from shardkv import frames
-from shardkv.frames import MalformedFrame, SectionReply, SectionStatus, Status
+from shardkv.frames import FIRST_UNRECORDED, MalformedFrame, SectionReply, SectionStatus, Status
 
 FRAMES_OUT = 2
 FRAME_OPERATIONS = 1024
 FEW_OPERATIONS = 4  # out: their callers are nearly alone
 SPLIT_OPERATIONS = 64  # more than so many are spread over all frames that may go out
 FRAME_BYTES = 1 << 20
+ANSWER_BYTES = 3 << 20  # that a read frame may be expected to be answered with; less than servers answer
 ATTEMPT_SECONDS = 1.0
+ANSWER_BYTES_PER_SECOND = 1 << 20  # so much longer than ATTEMPT_SECONDS may a large answer take
 BACKOFF_SECONDS = (0.002, 0.05)
 
 SectionKey = tuple[int, Numbering | None]
+
+_frame_numbers = count(1)
 
 
 class Owner(Protocol):
@@ -60,7 +68,14 @@ class Owner(Protocol):
 
     def answered(self, members: list[Operation], statuses: bytes, values: list[bytes]) -> None: ...
 
-    def failed(self, operation: Operation, error: Exception) -> None: ...
+    def ended(self, operation: Operation, error: Exception) -> None:
+        """What the error says is final."""
+
+    def refused_now(self, operation: Operation, error: ShardKVError) -> None:
+        """This attempt did nothing, and another would not either."""
+
+    def is_wanted(self, operation: Operation) -> bool:
+        """Whether an operation is to be sent whose caller has left."""
 
 
 class Lane:
@@ -77,6 +92,7 @@ class Lane:
         self._frames = 0  # out, or answered and not yet settled
         self._operations_out = 0
         self._most_frames = FRAMES_OUT  # where any replica may answer, for each of them
+        self._answer_bytes = 0.0  # that an operation was answered with lately
         self._settling = asyncio.Lock()
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -113,16 +129,23 @@ class Lane:
                 task.add_done_callback(self._tasks.discard)
 
     def _take(self) -> tuple[Operation, ...]:
-        """The next frame's operations; those that are over already are dropped."""
+        """The next frame's operations; those that are over are dropped, those that have to wait are held."""
         taken: list[Operation] = []
-        size, queue = 0, self.queue
+        size, queue, frame = 0.0, self.queue, next(_frame_numbers)
         free = self._most_frames - self._frames
         most = min(FRAME_OPERATIONS, max(SPLIT_OPERATIONS, -(-len(queue) // free)))
-        while queue and len(taken) < most and size < FRAME_BYTES:
+        if self._answer_bytes * most > ANSWER_BYTES:
+            most = max(1, int(ANSWER_BYTES / self._answer_bytes))
+        while queue and len(taken) < most and size < FRAME_BYTES:  # hot: runs per operation
             operation = queue.popleft()
-            if operation.waiter is not None:
-                taken.append(operation)
-                size += len(operation.key) + len(operation.value)
+            waiter = operation.waiter
+            if waiter is None or (waiter.done() and not self._owner.is_wanted(operation)):
+                continue
+            if operation.after is not None and not _may_go(operation, frame):
+                continue
+            operation.frame = frame
+            taken.append(operation)
+            size += len(operation.key) + len(operation.value)
         return tuple(taken)
 
     async def _send(self, operations: tuple[Operation, ...]) -> None:
@@ -160,8 +183,9 @@ class Lane:
             self._owner.heard.highest_ms,
         )
         address = self._choose(addresses)
+        patience = ATTEMPT_SECONDS + self._answer_bytes * len(operations) / ANSWER_BYTES_PER_SECOND
         try:
-            code, body = parse(await self._dialer.call(address, self._method, frame, ATTEMPT_SECONDS))
+            code, body = parse(await self._dialer.call(address, self._method, frame, patience))
             if code is Code.OK:
                 clock_ms, replies = frames.unpack_reply(body)
                 _check_shape(sections, replies)
@@ -175,10 +199,16 @@ class Lane:
         self._owner.heard.hear(self._gid, clock_ms)
 
         def settle() -> None:
+            if self._kind == frames.READ:
+                self._learn_size(len(body), replies)
             for (key, members), reply in zip(sections.items(), replies, strict=True):
                 self._settle(key[0], members, reply)
 
         return settle
+
+    def _learn_size(self, size: int, replies: list[SectionReply]) -> None:
+        answered = sum(len(reply.statuses) - reply.statuses.count(Status.NOT_ANSWERED) for reply in replies)
+        self._answer_bytes = max(size / max(1, answered), self._answer_bytes / 2)
 
     def _unanswered(
         self, operations: tuple[Operation, ...], why: str, addresses: tuple[str, ...], address: str
@@ -225,12 +255,11 @@ class Lane:
                 self._leader = text
                 self._again(operations, f"{address}: not the leader", at_once=self._leader != address)
             case Code.BAD_REQUEST:
-                error = _bad_request(text)
-                for operation in operations:
-                    self._owner.failed(operation, error)
-            case Code.NO_ROOM | Code.DENIED:
-                for operation in operations:
-                    self._owner.failed(operation, _not_done(code, text, operation))
+                self._refuse(operations, BadRequest(text))
+            case Code.NO_ROOM:
+                self._refuse(operations, OutOfSpace(text))
+            case Code.DENIED:
+                self._refuse(operations, PermissionDenied(text))
             case Code.BUSY:
                 self._again(operations, f"{address}: {code.name} {text}")
             case Code.RETRY:
@@ -250,15 +279,26 @@ class Lane:
             return
         moved: list[Operation] = []
         late: list[Operation] = []
+        rest: list[Operation] = []
         for operation, status, value in zip(members, reply.statuses, reply.values, strict=True):
             if status <= Status.CAS_FAILED:
                 self._owner.answered([operation], bytes([status]), [value])
             elif status == Status.WRONG_SHARD:
                 moved.append(operation)
+            elif status == Status.NOT_ANSWERED:
+                rest.append(operation)
             elif status == Status.SESSION_EXPIRED and not operation.doubt:
                 late.append(operation)
+            elif status < FIRST_UNRECORDED:
+                self._owner.ended(operation, _error_of(status))  # recorded: it will not be done later either
             else:
-                self._owner.failed(operation, _error_of(status))
+                operation.doubt |= status > max(Status)  # a newer server's: who knows what it means
+                self._owner.refused_now(operation, _error_of(status))
+        if rest:
+            self.answered -= len(rest)
+            self._again(
+                tuple(rest), "the answers before it were large", at_once=True, progress=len(rest) < len(members)
+            )
         if late:
             # Sent once and not done: our idea of the time was behind this group's, and its
             # reply has mended that. Only what was sent before may have been done before.
@@ -269,10 +309,22 @@ class Lane:
             self._owner.refused(shard, self._gid, 0, ())
             self._again(tuple(moved), f"shard {shard} was split")
 
+    def _refuse(self, operations: Iterable[Operation], error: ShardKVError) -> None:
+        for operation in operations:
+            self._owner.refused_now(operation, error)
+
     def _again(
-        self, operations: tuple[Operation, ...], why: str, at_once: bool = False, doubt: bool = False
+        self,
+        operations: tuple[Operation, ...],
+        why: str,
+        at_once: bool = False,
+        doubt: bool = False,
+        progress: bool = False,
     ) -> None:
-        """Not done here, or (`doubt`) not known: back to the clerk, who finds the lane anew."""
+        """Not done here, or (`doubt`) not known: back to the clerk, who looks for the lane again.
+
+        `progress`: others of the frame were answered, so that asking at once does not go on for ever.
+        """
         refusals = 0
         for operation in operations:
             operation.why = why
@@ -280,7 +332,7 @@ class Lane:
             operation.sent = operation.doubt
             if not operation.doubt:
                 operation.issued_ms = 0  # surely not done: the next attempt is the first
-            operation.refusals += 1
+            operation.refusals = 0 if progress else operation.refusals + 1
             refusals = max(refusals, operation.refusals)
         pause = 0.0
         if not (at_once and refusals <= 2):
@@ -305,30 +357,37 @@ def _check_shape(sections: dict[SectionKey, list[Operation]], replies: list[Sect
         raise MalformedFrame("a reply to something else")
 
 
-def _error_of(status: int) -> Exception:
+def _may_go(operation: Operation, frame: int) -> bool:
+    """Whether a write may be sent in this frame: the one before it to its key is over, or ahead of it there.
+
+    Else that one holds it, and lets it go when it is over.
+    """
+    before = operation.before()
+    if before is None:
+        return True
+    if before.frame == frame and before.shard == operation.shard and before.numbering is operation.numbering:
+        return True  # a section is applied in order
+    before.held = operation
+    return False
+
+
+def _error_of(status: int) -> ShardKVError:
     match status:
         case Status.SESSION_EXPIRED:
-            return SessionExpired("the write is too old to be tried again safely")
+            return SessionExpired("the write is too old to be tried again safely, and may have been done")
         case Status.VALUE_TOO_LARGE:
             return ValueTooLarge("the value would be larger than the server takes")
+        case Status.BAD_OPERATION:
+            return BadRequest("the server takes the operation for malformed")
+        case Status.KEY_SIZE:
+            return KeyTooLarge("the key is empty, or longer than the server takes")
+        case Status.VALUE_SIZE:
+            return ValueTooLarge("the value is larger than the server takes")
+        case Status.DENIED:
+            return PermissionDenied("this user may not touch that key")
+        case Status.NO_ROOM:
+            return OutOfSpace(
+                "the disks of this group are nearly full: it takes only deletes until there is room"
+            )
         case _:
-            return BadRequest(f"the server answered {Status(status).name}")
-
-
-def _not_done(code: Code, text: str, operation: Operation) -> Exception:
-    """Not done now; whether an earlier attempt was, is another question."""
-    if operation.doubt and operation.numbering is not None:
-        return OutcomeUnknown(f"{text}; an earlier attempt was not answered, and may have been done")
-    return OutOfSpace(text) if code is Code.NO_ROOM else PermissionDenied(text)
-
-
-def _bad_request(text: str) -> Exception:
-    """The server's refusal of a whole frame, by the name it begins with."""
-    kind, _, rest = text.partition(": ")
-    match kind:
-        case "KeyTooLargeError":
-            return KeyTooLarge(rest)
-        case "ValueTooLargeError":
-            return ValueTooLarge(rest)
-        case _:
-            return BadRequest(text)
+            return BadRequest(f"the server answered with status {status}")

@@ -22,8 +22,11 @@ class Operation:
     """A call on a clerk. Made per operation, so it has slots and no ceremony."""
 
     __slots__ = (
+        "after",
         "deadline",
         "doubt",
+        "frame",
+        "held",
         "issued_ms",
         "key",
         "kind",
@@ -56,8 +59,33 @@ class Operation:
         self.numbering: Numbering | None = None  # writes: the session that gave `seq`
         self.sent = False  # a frame with it is out, or one was whose fate is not known
         self.doubt = False  # … the latter: it may have been done
+        self.frame = 0  # the number of the last frame that it was taken into
+        self.after: Operation | None = None  # writes: the clerk's write to this key before this one
+        self.held: Operation | None = None  # the next write to this key, while that waits for this one
         self.refusals = 0
         self.why = ""  # what went wrong last
+
+    def before(self) -> Operation | None:
+        """The clerk's last write to this key before this one that is not over."""
+        before = self.after
+        while before is not None and before.waiter is None:
+            before = before.after
+        self.after = before
+        return before
+
+
+class Nobody:
+    """Who waits for a write whose caller was told that its outcome is unknown, or has left."""
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: tuple[int, bytes], /) -> None: ...
+
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
+NOBODY = Nobody()
 
 
 class Numbering:

@@ -67,7 +67,13 @@ class Gate(Protocol):
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
         """None: let it through. Else the answer (`answers.refuse`) that it gets instead."""
 
+    def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
+        """What the server gets to see of a call that was let through: where a part is forbidden, that is marked."""
+
 
 class OpenGate:
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
         return None
+
+    def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
+        return payload

@@ -379,7 +379,7 @@ class ServerStream(Stream):
                 elif kind == CALL:
                     refusal = self._gate.refusal(self._caller, method, payload)
                     if refusal is None:
-                        self._begin(number, method, payload)
+                        self._begin(number, method, self._gate.admitted(self._caller, method, payload))
                     else:
                         self._reply(number, refusal)
                 elif kind == ASK:

@@ -74,6 +74,9 @@ RIGHTS = {
 }
 
 
+FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
+
+
 class Access:
     """See `raft.gate.Gate`."""
 
@@ -91,7 +94,7 @@ class Access:
         if accounts is None:
             return refuse(Code.RETRY, "who may do what is not known here yet")
         user = self._user(accounts, caller)
-        why = self._why_not(user, method, payload)
+        why = self._why_not(user, method)
         return None if not why else refuse(Code.DENIED, self._deny(caller, user, method, why))
 
     def _is_node(self, caller: Caller) -> bool:
@@ -107,7 +110,7 @@ class Access:
             return user if user is not None and user.has_token(caller.token_hash) else None
         return accounts.users.get(caller.certificate_name)
 
-    def _why_not(self, user: User | None, method: str, payload: bytes) -> str:
+    def _why_not(self, user: User | None, method: str) -> str:
         right = RIGHTS.get(method, Right.USER)
         if user is None:
             return "who are you? no such user, or another token"
@@ -119,33 +122,36 @@ class Access:
             return "only an admin may do that"
         if right is Right.WRITE and not user.may_write():
             return f"{user.name} may only read"
-        if user.prefixes and not self._inside(user, method, payload):
-            return f"{user.name} may not touch that key"
         return ""
 
-    def _inside(self, user: User, method: str, payload: bytes) -> bool:
-        """Whether all of a frame keeps to the user's prefixes."""
+    def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
+        """A frame in which the operations outside the user's prefixes are marked: these alone are refused."""
+        if method not in FRAME_KINDS:
+            return payload
+        accounts = self._accounts()
+        if accounts is None or not accounts.enabled or self._is_node(caller):
+            return payload
+        user = self._user(accounts, caller)
+        if user is None or user.role is Role.ADMIN or not user.prefixes:
+            return payload
         try:
-            frames.check_frame(payload, WRITE if method == "kv.write" else READ, self._limits)
+            frames.check_frame(payload, FRAME_KINDS[method], self._limits)
         except MalformedFrame:
-            return True  # nothing of it will be done: it is refused as what it is
-        for section in frames.unpack_sections(payload):
-            if method == "kv.write" or SCAN_OP not in section.kinds:
-                if not user.may_touch(section.keys):
-                    return False
-                continue
-            for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True):
-                inside = user.may_touch([key]) if kind != SCAN_OP else self._scans_inside(user, key, value)
-                if not inside:
-                    return False
-        return True
+            return payload  # nothing of it will be done: it is refused as what it is
+        marked = frames.forbid(payload, lambda kind, key, value: self._forbids(user, kind, key, value))
+        if marked is not payload:
+            self._deny(caller, user, method, f"{user.name} may not touch that key")
+        return marked
+
+    def _forbids(self, user: User, kind: int, key: bytes, value: bytes) -> bool:
+        return not (self._scans_inside(user, key, value) if kind == SCAN_OP else user.may_touch([key]))
 
     @staticmethod
     def _scans_inside(user: User, start: bytes, packed: bytes) -> bool:
         try:
             return user.may_scan(start, frames.unpack_scan(packed)[0])
         except MalformedFrame:
-            return False  # others of its frame would be done
+            return False  # it is malformed, and refused either way
 
     def _deny(self, caller: Caller, user: User | None, method: str, why: str) -> str:
         name = user.name if user is not None else caller.login_name or caller.certificate_name or "nobody"
@@ -164,7 +170,7 @@ class Access:
             return ""
         caller = Caller("the page") if login is None else Caller("the page").logged_in(login.encode())
         user = self._user(accounts, caller) if accounts is not None else None
-        why = self._why_not(user, "kv.status", b"")
+        why = self._why_not(user, "kv.status")
         # A browser asks without a login first: that is no news.
         return self._deny(caller, user, "the page", why) if why and login is not None else why
 
@@ -196,7 +202,7 @@ class Access:
             if not inside:
                 return f"{user.name} may not touch that key"
             user = User(user.name, user.role)
-        return self._why_not(user, method, b"")
+        return self._why_not(user, method)
 
 
 UNARY = {

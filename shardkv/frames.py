@@ -9,23 +9,28 @@
              status u8, gid and addresses of who may serve it (when refused),
              count, statuses u8 | value lengths u32 | blob
 
-A leader looks at the columns of lengths (`check_frame`), never at the operations:
-the bytes go into the log as they came. Columns are unpacked by C code; per
+A leader looks at the columns of lengths (`check_frame`), not at the operations: the bytes go into the log as
+they came, unless some operation has to be refused (`admission.py`). Columns are unpacked by C code; per
 operation there are two slices and nothing else.
+
+A refusal is a status of its operation. Only bytes that are no frame are refused as a whole (`MalformedFrame`),
+and a frame has at most `MAX_OPERATIONS` operations.
 
 `issued_ms` is the least time of issue of the frame's operations, each fixed when the operation was
 first sent; `heard_ms` the highest replicated time that the clerk has heard of, no less than any of these
 (`raft/sessions.py`).
 
-A cas packs `expected` and `new` into its value; a scan packs `end` and `limit`.
+A cas packs `expected` and `new` into its value; a scan packs `end` and `limit`. An abandon stands in for a
+write that its caller has given up: it has that write's number and key, and does nothing but keep the write
+from being done later.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 MAGIC = b"SKF"
@@ -41,7 +46,11 @@ NO_SESSION = b"\0" * 16
 WRITE, READ = 1, 2  # kinds of frame
 PUT, APPEND, DELETE, CAS_OP = 1, 2, 3, 4  # kinds of write
 GET, SCAN_OP = 5, 6  # kinds of read
+ABANDON = 7  # a write that its caller has given up: from now on it is not done, unless it was
+GROWS_NOTHING = frozenset((DELETE, ABANDON))
+FORBIDDEN = 255  # the gate of a server writes it over the kinds of operations that it does not let through
 MAX_SECTIONS = 4096
+MAX_OPERATIONS = 4096  # of a frame: more would keep a replica busy for too long at one entry
 
 
 class Status(IntEnum):
@@ -55,6 +64,13 @@ class Status(IntEnum):
     VALUE_TOO_LARGE = 5  # an append would make the value too large; not done
     BAD_OPERATION = 6  # unknown kind, or malformed; not done
     LOCKED = 7  # a transaction holds the key; not done (reserved: no server of this version says it)
+    ABANDONED = 8  # its caller gave it up before it was done; it is not done, now or later
+    # From 16 on: said without a record. This attempt did nothing; an earlier one may have, or still may.
+    KEY_SIZE = 16  # the key is empty, or longer than the server takes
+    VALUE_SIZE = 17  # the value is larger than the server takes
+    DENIED = 18  # the caller may not touch this key
+    NO_ROOM = 19  # the group's disks are nearly full
+    NOT_ANSWERED = 20  # the answer is as large as it may be: ask for the rest at once
 
 
 class SectionStatus(IntEnum):
@@ -67,12 +83,7 @@ class MalformedFrame(ValueError):
     """Bytes that are no frame. Nothing of it was done."""
 
 
-class KeyTooLargeError(MalformedFrame):
-    """A key in the frame is empty or beyond the server's limit."""
-
-
-class ValueTooLargeError(MalformedFrame):
-    """A value in the frame is beyond the server's limit."""
+FIRST_UNRECORDED = Status.KEY_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +115,7 @@ class FrameHeader:
     config_num: int
     issued_ms: int
     heard_ms: int
+    plain: bool = True  # `check_frame` saw nothing that any of its operations could be refused for
 
 
 def pack_section(  # hot: runs per operation
@@ -154,52 +166,45 @@ def read_header(frame: bytes) -> FrameHeader:
 
 
 def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:
-    """Refuse what could not be applied, looking at lengths alone. Raises MalformedFrame and its kin."""
+    """Check that these bytes are a frame, and whether it is plain, by its columns alone. Raises MalformedFrame."""
     if len(frame) > limits.frame_bytes:
         raise MalformedFrame(f"a frame of {len(frame)} bytes; the limit is {limits.frame_bytes}")
     header = read_header(frame)
     if header.kind != kind:
         raise MalformedFrame(f"a frame of kind {header.kind} where {kind} belongs")
-    offset = FRAME.size
+    offset, operations, plain = FRAME.size, 0, True
     for _ in range(header.sections):
         if offset + SECTION.size > len(frame):
             raise MalformedFrame("a section is cut short")
         _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)
         offset += SECTION.size
+        operations += count
+        if operations > MAX_OPERATIONS:
+            raise MalformedFrame(f"a frame has at most {MAX_OPERATIONS} operations")
         fixed = count * (17 if kind == WRITE else 9)
         if count == 0 or offset + fixed + blob_bytes > len(frame):
             raise MalformedFrame("a section is empty or cut short")
         lengths = array("I", frame[offset + fixed - 8 * count : offset + fixed])
         if sum(lengths) != blob_bytes:
             raise MalformedFrame("lengths that do not add up")
-        longest_key, shortest_key = max(lengths[:count]), min(lengths[:count])
-        if longest_key > limits.key_bytes:
-            raise KeyTooLargeError(f"a key of {longest_key} bytes; the limit is {limits.key_bytes}")
-        if kind == WRITE and shortest_key == 0:
-            raise KeyTooLargeError("an empty key")
-        longest = max(lengths[count:])
-        if longest > 2 * limits.value_bytes + CAS.size:
-            raise ValueTooLargeError(f"a value of {longest} bytes; the limit is {limits.value_bytes}")
-        if longest > limits.value_bytes:
-            _check_values(frame[offset : offset + count], lengths[count:], limits)
+        plain = (
+            plain
+            and max(lengths[:count]) <= limits.key_bytes
+            and (kind == READ or min(lengths[:count]) > 0)
+            and max(lengths[count:]) <= limits.value_bytes
+            and frame.find(FORBIDDEN, offset, offset + count) < 0
+        )
         offset += fixed + blob_bytes
     if offset != len(frame):
         raise MalformedFrame("bytes after the last section")
-    return header
+    return header if plain else replace(header, plain=False)
 
 
 def only_deletes(frame: bytes) -> bool:
     """Whether a write frame that `check_frame` has passed makes nothing grow."""
-    if frame[FRAME.size + SECTION.size] != DELETE:
+    if frame[FRAME.size + SECTION.size] not in GROWS_NOTHING:
         return False  # nearly every frame is told by its first operation
-    return all(section.kinds.count(DELETE) == len(section.kinds) for section in unpack_sections(frame))
-
-
-def _check_values(kinds: bytes, lengths: array[int], limits: Limits) -> None:
-    """Some value is large: only a cas, which carries two, may be so."""
-    for kind, length in zip(kinds, lengths, strict=True):
-        if length > limits.value_bytes and kind != CAS_OP:
-            raise ValueTooLargeError(f"a value of {length} bytes; the limit is {limits.value_bytes}")
+    return all(GROWS_NOTHING.issuperset(section.kinds) for section in unpack_sections(frame))
 
 
 def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operation
@@ -224,6 +229,24 @@ def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operati
             offset = middle + value_length
             values.append(frame[middle:offset])
         yield Section(shard, session, acked_below, kinds, seqs, keys, values)
+
+
+def forbid(frame: bytes, forbids: Callable[[int, bytes, bytes], bool]) -> bytes:
+    """A frame that `check_frame` has passed, with the kinds of what `forbids` (kind, key, value) overwritten.
+
+    The frame itself where nothing is forbidden.
+    """
+    marked, offset = bytearray(frame), FRAME.size
+    for section in unpack_sections(frame):
+        kinds = bytes(
+            FORBIDDEN if forbids(kind, key, value) else kind
+            for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True)
+        )
+        _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)
+        offset += SECTION.size
+        marked[offset : offset + count] = kinds
+        offset += count * (17 if section.seqs else 9) + blob_bytes
+    return frame if marked == frame else bytes(marked)
 
 
 # ---- operations with two arguments

@@ -24,8 +24,8 @@ from shardctrler.codec import change_from_pb
 from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.engine import Batch, Engine
+from shardkv.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.frames import APPEND as APPEND_OP
-from shardkv.frames import CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.ownership import CopyRecords, Drop, Effect, MergeRecords, Ownership, Row, State
 from shardkv.records import Records
 from shardkv.rows import cursor_from_pb, decode_row, encode_row
@@ -33,6 +33,9 @@ from shardkv.rows import cursor_from_pb, decode_row, encode_row
 OK = b""  # the reply that most writes leave in the record
 NOT_FOUND = bytes([Status.NOT_FOUND])
 CAS_FAILED = bytes([Status.CAS_FAILED])
+ABANDONED = bytes([Status.ABANDONED])
+FRAME_GROWTH_BYTES = 16 << 20  # what the appends of one frame may write; the rest is asked for again
+BATCH_GROWTH_BYTES = 64 << 20  # … of the entries that share a batch
 SWEEP_MS = 100  # of replicated time between two steps of the look for expired records
 JOINS = struct.Struct(">QQQ")  # the first and the last join that is ours; up to where the rest is others'
 
@@ -74,6 +77,7 @@ class ShardMachine:
         self._batch = Batch(self.engine)
         self._records = Records(self._batch)
         self._before = self.applied  # the last entry whose effects are all in the batch or the engine
+        self._frame_growth = self._batch_growth = 0  # bytes that appends have written
 
     # ---- the state machine's protocol
 
@@ -125,6 +129,8 @@ class ShardMachine:
                     self._advance_clock(stamp.clock_ms)
                     replies.append(self._apply_step(command, meta))
             self._before = meta
+            if self._batch_growth > BATCH_GROWTH_BYTES:
+                self._commit(meta)
         self._commit(self._before)
         return replies
 
@@ -140,6 +146,7 @@ class ShardMachine:
                 batch.put(layout.row_key(shard), encode_row(ownership.rows[shard]))
             ownership.changed.clear()
         batch.commit(applied)
+        self._batch_growth = 0
         self._records.trim()
 
     def _journal(self, row: Row, section: Section) -> None:
@@ -175,6 +182,7 @@ class ShardMachine:
         frame = command[commands.FRAME_HEADER.size :]
         header = frames.read_header(frame)
         used_ms = self.clock.used_ms(max(header.issued_ms, header.heard_ms))
+        self._frame_growth = 0
         sections = [
             self._apply_section(section, header.issued_ms, used_ms, max_value)
             for section in frames.unpack_sections(frame)
@@ -250,6 +258,8 @@ class ShardMachine:
             return Status.SESSION_EXPIRED
         if key < row.start or (row.end and key >= row.end):
             return Status.WRONG_SHARD  # leaves no record: the retry at the right shard is the first
+        if self._frame_growth > FRAME_GROWTH_BYTES:
+            return Status.NOT_ANSWERED  # and nothing after it in this frame is done, so their order stays
         reply = self._apply_write(kind, layout.data_key(key), value, max_value)
         record.replies[seq] = reply
         return reply[0] if reply else Status.OK
@@ -263,6 +273,8 @@ class ShardMachine:
             if len(whole) > max_value:
                 return bytes([Status.VALUE_TOO_LARGE])
             batch.put(key, whole)
+            self._frame_growth += len(whole)
+            self._batch_growth += len(whole)
         elif kind == DELETE:
             if batch.get(key) is None:
                 return NOT_FOUND
@@ -277,6 +289,8 @@ class ShardMachine:
             if len(new) > max_value:
                 return bytes([Status.VALUE_TOO_LARGE])
             batch.put(key, new)
+        elif kind == ABANDON:
+            return ABANDONED  # the record keeps the write of this number from being done
         else:
             return bytes([Status.BAD_OPERATION])
         return OK

@@ -1,6 +1,6 @@
 """One group replica as a server: frames from clerks, questions from other groups, status.
 
-It looks at a frame's lengths, never at its operations, and passes its bytes on.
+It looks at a frame's lengths and passes its bytes on. It looks at operations only where some are to be refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.server import change_members, refusal_of
 from shardkv import commands, frames, lending
 from shardkv import shardkv_pb2 as pb
+from shardkv.admission import Admission
 from shardkv.checking import ID_BYTES, Checks
 from shardkv.engine import ViewGone
 from shardkv.frames import Limits, MalformedFrame
@@ -31,7 +32,7 @@ from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.ownership import Row, State
-from shardkv.reading import read_frame
+from shardkv.reading import Reader
 from shardkv.sizes import Sizes
 from shardkv.viewing import Views, read_log
 
@@ -58,6 +59,7 @@ class GroupServer:
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._rng = rng
+        self._reader = Reader(self.machine, replica.check_running)
         self._checks = Checks(self.machine)
         self._views = Views(self.machine, self._checks)
         self._sizes = Sizes(self.machine)
@@ -85,7 +87,7 @@ class GroupServer:
                 case "kv.read":
                     return answer(await self.read(payload))
                 case "kv.stale":
-                    return answer(self.read_stale(payload))
+                    return answer(await self.read_stale(payload))
                 case "shard.pull":
                     return await self._pull(pb.PullRequest.FromString(payload))
                 case "shard.serves":
@@ -116,22 +118,41 @@ class GroupServer:
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.WRITE, self._limits)
-        if not frames.only_deletes(frame):
-            self.replica.check_room()
+        room = not self.replica.is_leader or has_room(self.replica.core)  # another replica refuses the frame anyway
+        if header.plain and (room or frames.only_deletes(frame)):
+            return await self._propose(frame, header)
+        admission = Admission(frame, header, self._limits, room)
+        taken = admission.frame
+        answered = await self._propose(taken, header) if taken is not None else None
+        return admission.reply(self.machine.clock_ms, answered, self._not_served)
+
+    async def _propose(self, frame: bytes, header: frames.FrameHeader) -> bytes:
         return await self.replica.propose(commands.frame(frame, self._limits.value_bytes), header.heard_ms)
+
+    def _not_served(self, shard: int) -> bytes | None:
+        """The refusal of a shard that is not served here, as far as this replica knows; None if it is."""
+        row = self.machine.ownership.rows.get(shard)
+        return self.machine.refuse(row) if row is None or not row.serves else None
 
     async def read(self, frame: bytes) -> bytes:
         """Answer a read frame linearizably, on any replica. Raises MalformedFrame, RaftError."""
-        frames.check_frame(frame, frames.READ, self._limits)
+        header = frames.check_frame(frame, frames.READ, self._limits)
         await self.replica.read_barrier()
-        with self.replica.looking():
-            return read_frame(self.machine, frame)
+        return await self._read(frame, header)
 
-    def read_stale(self, frame: bytes) -> bytes:
+    async def read_stale(self, frame: bytes) -> bytes:
         """Answer from what is applied here, however old. Raises MalformedFrame, RaftError."""
-        frames.check_frame(frame, frames.READ, self._limits)
-        with self.replica.looking():
-            return read_frame(self.machine, frame)
+        header = frames.check_frame(frame, frames.READ, self._limits)
+        self.replica.check_running()
+        return await self._read(frame, header)
+
+    async def _read(self, frame: bytes, header: frames.FrameHeader) -> bytes:
+        if header.plain:
+            return await self._reader.read(frame)
+        admission = Admission(frame, header, self._limits, True)
+        taken = admission.frame
+        answered = await self._reader.read(taken) if taken is not None else None
+        return admission.reply(self.machine.clock_ms, answered, self._not_served)
 
     # ---- for other groups
 

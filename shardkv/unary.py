@@ -13,12 +13,29 @@ from typing import Any
 
 import grpc
 
-from raft.errors import NoRoom, NotLeader, RaftError
+from raft.errors import NotLeader, RaftError
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, MalformedFrame, SectionStatus, Status
 from shardkv.server import GroupServer
+
+REFUSED = {
+    Status.BAD_OPERATION: (grpc.StatusCode.INVALID_ARGUMENT, "the operation is malformed"),
+    Status.VALUE_TOO_LARGE: (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "the value would be larger than this server takes",
+    ),
+    Status.KEY_SIZE: (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "the key is empty, or longer than this server takes",
+    ),
+    Status.VALUE_SIZE: (grpc.StatusCode.INVALID_ARGUMENT, "the value is larger than this server takes"),
+    Status.NO_ROOM: (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "the disks of this group are nearly full: it takes only deletes until there is room",
+    ),
+}
 
 
 class KVService(pb_grpc.KVServicer):
@@ -73,10 +90,8 @@ class KVService(pb_grpc.KVServicer):
         section = frames.pack_section(shard, frames.NO_SESSION, 0, bytes([kind]), [], [key], [value])
         frame = frames.pack_frame(frames.READ, 0, 0, [section])
 
-        async def read() -> bytes:
-            return self._server.read_stale(frame) if stale else await self._server.read(frame)
-
-        return await self._result(context, read())
+        read = self._server.read_stale if stale else self._server.read
+        return await self._result(context, read(frame))
 
     async def _shard(self, context: Any, key: bytes) -> int:
         try:
@@ -100,8 +115,6 @@ class KVService(pb_grpc.KVServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, f"not the leader; try {leader or 'another'}"
             )
-        except NoRoom as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except RaftError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         reply = replies[0]
@@ -112,5 +125,5 @@ class KVService(pb_grpc.KVServicer):
             )
         status = Status(reply.statuses[0])
         if status > Status.CAS_FAILED:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, status.name)
+            await context.abort(*REFUSED.get(status, (grpc.StatusCode.FAILED_PRECONDITION, status.name)))
         return status, reply.values[0]

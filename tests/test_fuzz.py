@@ -46,12 +46,13 @@ from shardctrler.accounts import Accounts
 from shardctrler.machine import ControllerMachine
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
+from shardkv.admission import Admission
 from shardkv.backup.errors import Damaged
 from shardkv.backup.manifest import Manifest
 from shardkv.engine import MemoryEngine
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, MalformedFrame
 from shardkv.machine import ShardMachine
-from shardkv.reading import read_frame
+from shardkv.reading import Reader
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 
@@ -121,15 +122,26 @@ def machine() -> ShardMachine:
 def test_what_passes_the_check_of_a_frame_can_be_applied(machine: ShardMachine, data: bytes) -> None:
     """The leader looks at lengths alone, and then every replica has to live with what it let through."""
     try:
-        frames.check_frame(data, frames.WRITE, LIMITS)
+        header = frames.check_frame(data, frames.WRITE, LIMITS)
     except MalformedFrame:
         return
     frames.only_deletes(data)
+    admission = None
+    if not header.plain:
+        admission = Admission(data, header, LIMITS, True)
+        if admission.frame is None:
+            frames.unpack_reply(admission.reply(0, None, lambda shard: None))
+            return
+        whole, data = data, admission.frame
+        assert frames.check_frame(data, frames.WRITE, LIMITS).plain or frames.CAS_OP in data
     index = machine.applied.index + 1
     command = bytes(16) + b"\1" + (1 << 20).to_bytes(4, "little") + data
     (reply,) = machine.apply([Entry(index, 1, Kind.COMMAND, command)])
     _, sections = frames.unpack_reply(reply)
     assert len(sections) == frames.read_header(data).sections
+    if admission is not None:
+        _, merged = frames.unpack_reply(admission.reply(0, reply, lambda shard: None))
+        assert len(merged) == frames.read_header(whole).sections
     machine.check()
 
 
@@ -142,6 +154,10 @@ def test_what_passes_the_check_of_a_read_can_be_answered(machine: ShardMachine, 
     except MalformedFrame:
         return
     frames.unpack_reply(read_frame(machine, data))
+
+
+def read_frame(machine: ShardMachine, frame: bytes) -> bytes:
+    return asyncio.run(Reader(machine, lambda: None).read(frame))
 
 
 def refuses(read: Callable[[bytes], Any], *errors: type[Exception]) -> Callable[[bytes], None]:

@@ -1,0 +1,45 @@
+"""Batches: writes that are collected, leave together, and are told of one by one. What both clerks' batches share.
+
+Each write is exactly-once and in order with the clerk's other writes to its key; together they are not atomic.
+"""
+
+from __future__ import annotations
+
+from client.errors import BatchError, ShardKVError
+from client.values import Key, check_key, check_value
+from shardkv.frames import APPEND, DELETE, PUT, Limits, Status
+
+Write = tuple[int, bytes, bytes]
+Outcome = bool | ShardKVError | None
+
+
+class Writes:
+    """The collecting half of a batch."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._writes: list[Write] = []
+        self.results: list[Outcome] = []
+        """After the batch: for each write, in order, what its call would have returned, or the error of it."""
+
+    def put(self, key: Key, value: Key) -> None:
+        self._add(PUT, key, check_value(value, self._limits))
+
+    def append(self, key: Key, value: Key) -> None:
+        self._add(APPEND, key, check_value(value, self._limits))
+
+    def delete(self, key: Key) -> None:
+        self._add(DELETE, key, b"")
+
+    def _add(self, kind: int, key: Key, value: bytes) -> None:
+        self._writes.append((kind, check_key(key, self._limits), value))
+
+    def _settle(self, writes: list[Write], answers: list[tuple[int, bytes] | ShardKVError]) -> None:
+        """Note the results. Raises BatchError unless all were done."""
+        self.results = [
+            answer if isinstance(answer, ShardKVError) else (answer[0] == Status.OK if kind == DELETE else None)
+            for (kind, _, _), answer in zip(writes, answers, strict=True)
+        ]
+        first = next((answer for answer in answers if isinstance(answer, ShardKVError)), None)
+        if first is not None:
+            raise BatchError(self.results) from first
