@@ -118,7 +118,9 @@ class GroupServer:
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.WRITE, self._limits)
-        room = not self.replica.is_leader or has_room(self.replica.core)  # another replica refuses the frame anyway
+        room = not self.replica.is_leader or has_room(
+            self.replica.core
+        )  # another replica refuses the frame anyway
         if header.plain and (room or frames.only_deletes(frame)):
             return await self._propose(frame, header)
         admission = Admission(frame, header, self._limits, room)
