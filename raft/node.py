@@ -91,6 +91,7 @@ class Node:
         self.receiving: tuple[NodeId, int, int] | None = None  # a snapshot: from whom, how much of it, its size
         self.room = Room.PLENTY
         self.free_bytes = 0  # on the disk; 0 where nobody looks
+        self.spare_bytes: int | None = None  # of these, what is not reserved; None where nobody looks
         self.leader_changes = 0
         self.refusals = Refusals()
         self._disk_hung = False  # as last said in the log

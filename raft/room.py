@@ -71,6 +71,7 @@ async def watch(
         except OSError as error:
             log.warning("the disk does not tell how much room it has: %s", error)
         else:
+            replica.node.spare_bytes = free - reserve_bytes
             _note(replica, free, judge(free, reserve_bytes, replica.node.room))
         await asyncio.sleep(WATCH_SECONDS)
 

@@ -12,6 +12,7 @@ import struct
 from shardkv import shardkv_pb2 as pb
 
 FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
+ABANDON, THAW, GIVE_UP, TAKE_BACK = 9, 10, 11, 12
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -36,8 +37,24 @@ def install(message: pb.Install) -> bytes:
     return bytes([INSTALL]) + message.SerializeToString()
 
 
-def close(shard: int, epoch: int) -> bytes:
-    return bytes([CLOSE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+def close(shard: int, epoch: int, attempt: int) -> bytes:
+    return bytes([CLOSE]) + pb.Step(shard=shard, epoch=epoch, attempt=attempt).SerializeToString()
+
+
+def abandon(shard: int, epoch: int, attempt: int) -> bytes:
+    return bytes([ABANDON]) + pb.Step(shard=shard, epoch=epoch, attempt=attempt).SerializeToString()
+
+
+def thaw(shard: int, epoch: int, attempt: int) -> bytes:
+    return bytes([THAW]) + pb.Step(shard=shard, epoch=epoch, attempt=attempt).SerializeToString()
+
+
+def give_up(shard: int, epoch: int) -> bytes:
+    return bytes([GIVE_UP]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def take_back(shard: int, epoch: int) -> bytes:
+    return bytes([TAKE_BACK]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
 
 
 def release(shard: int, epoch: int) -> bytes:

@@ -40,6 +40,9 @@ def lent_row(machine: ShardMachine, request: pb.PullRequest) -> Row | None:
     row = ownership.rows.get(request.shard)
     if row is None or row.epoch != request.epoch or row.state not in (State.LENDING, State.FROZEN):
         return None
+    # What is asked for an attempt that ended is old, and what a frozen giver has is for one attempt alone.
+    if request.attempt < row.attempt or (row.state is State.FROZEN and request.attempt != row.attempt):
+        return None
     return row if ownership.is_us(request.gid, request.joined) else None
 
 
@@ -47,23 +50,26 @@ class Closing:
     """When serving may stop for the rest of a copy: when little is left, or when it is a race without end.
 
     Clients may write faster than the taker copies. Then what is left grows, and the move
-    would never end: better a pause as long as what is left takes.
+    would never end: better a pause as long as what is left takes. And only for a taker that says it
+    has room for all of it: else nobody would serve the shard.
     """
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._least: dict[int, tuple[int, int, int]] = {}  # shard -> epoch, least left, requests since
+        # shard -> epoch and attempt, least left, requests since
+        self._least: dict[int, tuple[tuple[int, int], int, int]] = {}
 
     def is_due(self, row: Row, request: pb.PullRequest) -> bool:
         """Judge one request for the shard in `row`."""
         cursor = cursor_from_pb(getattr(request, "from"))
-        if row.state is not State.LENDING or cursor.phase != JOURNAL:
+        if row.state is not State.LENDING or cursor.phase != JOURNAL or not request.can_finish:
             return False
         left = row.journal - cursor.position
-        epoch, least, since = self._least.get(row.shard, (row.epoch, left + 1, 0))
-        if epoch != row.epoch or left < least:
-            epoch, least, since = row.epoch, left, 0
-        self._least[row.shard] = (epoch, least, since + 1)
+        copy = (row.epoch, request.attempt)
+        known, least, since = self._least.get(row.shard, (copy, left + 1, 0))
+        if known != copy or left < least:
+            least, since = left, 0
+        self._least[row.shard] = (copy, least, since + 1)
         return left <= self._pace.close_at or since >= self._pace.patience
 
 
@@ -80,9 +86,10 @@ def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullR
         return pb.PullReply(ready=False, incarnation=machine.incarnation)
     cursor = cursor_from_pb(getattr(request, "from"))
     reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms, incarnation=machine.incarnation)
+    reply.left_bytes = _left_bytes(machine.engine, row, cursor)
     size = 0
     # One chunk may span phases, so that a small shard takes few round trips.
-    while size < pace.chunk_bytes:
+    while request.can_finish and size < pace.chunk_bytes:
         if cursor.phase == JOURNAL:
             cursor, size = _replay(machine.engine, row, cursor, reply, size, pace)
             break
@@ -91,8 +98,17 @@ def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullR
         )
         cursor, size = _copy(machine.engine, cursor, max(start, cursor.key), end, reply, size, pace.chunk_bytes)
     reply.next.CopyFrom(cursor_to_pb(cursor))
+    reply.frozen = row.state is State.FROZEN
     reply.final = row.state is State.FROZEN and cursor == Cursor(JOURNAL, b"", row.journal)
     return reply
+
+
+def _left_bytes(engine: Engine, row: Row, cursor: Cursor) -> int:
+    """About how much data is still to come. What is in the journal replaces, as a rule, what came before: 0."""
+    if cursor.phase == JOURNAL:
+        return 0
+    start, end = layout.data_range(row.start, row.end)
+    return engine.estimate(max(start, cursor.key) if cursor.phase == DATA else start, end)
 
 
 def _copy(

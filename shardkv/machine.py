@@ -26,7 +26,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.engine import Batch, Engine
 from shardkv.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.frames import APPEND as APPEND_OP
-from shardkv.ownership import CopyRecords, Drop, Effect, MergeRecords, Ownership, Row, State
+from shardkv.ownership import CopyRecords, Drop, DropJournal, Effect, MergeRecords, Ownership, Row, State
 from shardkv.records import Records
 from shardkv.rows import cursor_from_pb, decode_row, encode_row
 
@@ -319,7 +319,22 @@ class ShardMachine:
             effects, done = self._install_chunk(pb.Install.FromString(body))
         elif kind == commands.CLOSE:
             step = pb.Step.FromString(body)
-            done = ownership.closed(step.shard, step.epoch)
+            done = ownership.closed(step.shard, step.epoch, step.attempt)
+        elif kind == commands.THAW:
+            step = pb.Step.FromString(body)
+            done = ownership.thawed(step.shard, step.epoch, step.attempt)
+        elif kind == commands.ABANDON:
+            step = pb.Step.FromString(body)
+            effects = ownership.abandoned(step.shard, step.epoch, step.attempt)
+            done = bool(effects)
+        elif kind == commands.GIVE_UP:
+            step = pb.Step.FromString(body)
+            effects = ownership.gave_up(step.shard, step.epoch)
+            done = bool(effects)
+        elif kind == commands.TAKE_BACK:
+            step = pb.Step.FromString(body)
+            effects = ownership.took_back(step.shard, step.epoch)
+            done = bool(effects)
         elif kind == commands.RELEASE:
             step = pb.Step.FromString(body)
             effects = ownership.released(step.shard, step.epoch)
@@ -380,6 +395,7 @@ class ShardMachine:
             row is None
             or row.state is not State.PULLING
             or row.epoch != chunk.epoch
+            or row.attempt != chunk.attempt
             or row.cursor != cursor_from_pb(getattr(chunk, "from"))
         ):
             return [], False
@@ -407,6 +423,8 @@ class ShardMachine:
             case Drop(shard, start, end):
                 self._batch.delete_range(*layout.data_range(start, end))
                 self._batch.delete_range(*layout.record_range(shard))
+                self._batch.delete_range(*layout.journal_range(shard))
+            case DropJournal(shard):
                 self._batch.delete_range(*layout.journal_range(shard))
 
     def check(self) -> None:

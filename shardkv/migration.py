@@ -39,6 +39,7 @@ BACKOFF_SECONDS = (0.005, 0.5)
 CHANGES_AT_ONCE = 64
 MOST_REST_SECONDS = 0.1
 STUCK_SECONDS = 10.0  # without headway, to be worth a word
+ABANDON_SECONDS = 3.0  # without headway while the giver is closed: it had better serve again
 
 Errand = tuple[str, int, int]  # kind, shard, epoch
 
@@ -78,7 +79,7 @@ class Migrator:
         for row in self._machine.ownership.rows.values():
             if row.state is State.PULLING:
                 self._begin(("fetch", row.shard, row.epoch), partial(self._fetch, row.shard, row.epoch))
-            elif row.state is State.FROZEN:
+            elif row.state is State.FROZEN or row.comes_back:
                 self._begin(("release", row.shard, row.epoch), partial(self._release, row.shard, row.epoch))
 
     async def stop(self) -> None:
@@ -151,10 +152,21 @@ class Migrator:
         """Copy a shard that the map gave us, chunk by chunk through our log, from whoever has it."""
         loop = asyncio.get_running_loop()
         backoff = BACKOFF_SECONDS[0]
+        left_bytes = 0  # to come, as the giver says
         while (row := self._row(shard, epoch, State.PULLING)) is not None:
             began = loop.time()
             assert row.peer is not None
-            request = pb.PullRequest(shard=shard, epoch=epoch, gid=row.peer.gid, joined=row.peer.joined)
+            if row.comes_back:
+                await self._replica.propose(commands.give_up(shard, epoch))
+                continue
+            request = pb.PullRequest(
+                shard=shard,
+                epoch=epoch,
+                gid=row.peer.gid,
+                joined=row.peer.joined,
+                attempt=row.attempt,
+                can_finish=self._replica.has_room_for(left_bytes),
+            )
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
             reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
@@ -171,11 +183,23 @@ class Migrator:
                 log.error("group %d sent items of other shards with shard %d: refused", row.peer.gid, shard)
                 backoff = await self._pause(backoff)
                 continue
+            left_bytes = reply.left_bytes
+            needs_room = bool(reply.items) or not reply.final
+            if needs_room and not self._replica.has_room_for(left_bytes):
+                # The giver serves as long as we have no room. If it has stopped for us, we let it serve again.
+                self._waits(
+                    shard, epoch, f"this group's disks have no room for the {left_bytes:,} bytes to come"
+                )
+                if reply.frozen:
+                    await self._replica.propose(commands.abandon(shard, epoch, request.attempt))
+                backoff = await self._pause(backoff)
+                continue
             backoff = BACKOFF_SECONDS[0]
             self._waiting.pop((shard, epoch), None)
             chunk = pb.Install(
                 shard=shard,
                 epoch=epoch,
+                attempt=request.attempt,
                 next=reply.next,
                 items=reply.items,
                 final=reply.final,
@@ -185,24 +209,42 @@ class Migrator:
             if chunk.next == getattr(chunk, "from") and not chunk.items and not chunk.final:
                 backoff = await self._pause(backoff)  # at the journal's end, and not yet frozen
                 continue
-            self._replica.check_room()
             await self._replica.propose(commands.install(chunk))
             if chunk.next.phase != JOURNAL:
                 # The bulk takes at most half of the time: both groups serve others meanwhile.
                 await asyncio.sleep(min(loop.time() - began, MOST_REST_SECONDS))
 
     async def _release(self, shard: int, epoch: int) -> None:
-        """Delete our frozen copy once the next owner says that it serves."""
+        """Delete our frozen copy once the next owner says that it serves, or serve again if it never will.
+
+        Each answer that we act on is a fact of the taker's log that stays true.
+        """
         backoff = BACKOFF_SECONDS[0]
-        while (row := self._row(shard, epoch, State.FROZEN)) is not None:
+        while (row := self._lent(shard, epoch)) is not None:
             assert row.peer is not None
-            request = pb.ServesRequest(shard=shard, epoch=epoch, gid=row.peer.gid, joined=row.peer.joined)
+            request = pb.ServesRequest(
+                shard=shard,
+                epoch=epoch,
+                gid=row.peer.gid,
+                joined=row.peer.joined,
+                attempt=row.attempt,
+                frozen=row.state is State.FROZEN,
+            )
             body = await self._ask(
                 row.peer.gid, row.peer.addresses, "shard.serves", request.SerializeToString()
             )
             reply = pb.ServesReply.FromString(body) if body is not None else pb.ServesReply()
-            if reply.yes:
+            if reply.yes and row.state is State.FROZEN:
                 await self._replica.propose(commands.release(shard, epoch))
+                self._waiting.pop((shard, epoch), None)
+            elif reply.given_up and row.comes_back:
+                await self._replica.propose(commands.take_back(shard, epoch))
+                self._waiting.pop((shard, epoch), None)
+            elif reply.attempt > request.attempt and row.state is State.FROZEN:
+                log.warning(
+                    "shard %d@%d: %s cannot take it now: we serve again", shard, epoch, _named(row.peer)
+                )
+                await self._replica.propose(commands.thaw(shard, epoch, reply.attempt))
                 self._waiting.pop((shard, epoch), None)
             else:
                 why = "does not answer" if body is None else "does not serve it yet"
@@ -212,6 +254,22 @@ class Migrator:
                 if body is not None:  # "no", or only this replica of it lags behind
                     self._try_another(row.peer.gid, row.peer.addresses)
                 backoff = await self._pause(backoff)
+
+    def giver_waits(self, shard: int, epoch: int, attempt: int) -> None:
+        """The giver of a shard asks whether we serve: it has stopped serving. Let it go on if we cannot.
+
+        It decides nothing: what we tell it, and do, rests on our own log. Only the leader knows of headway.
+        """
+        row = self._row(shard, epoch, State.PULLING)
+        since = self._waiting.get((shard, epoch), (0.0, "", 0.0))[0]
+        if row is None or row.attempt != attempt or not since or not self._replica.is_leader:
+            return
+        if asyncio.get_running_loop().time() - since >= ABANDON_SECONDS:
+            self._begin(("abandon", shard, epoch), partial(self._abandon, shard, epoch, attempt))
+
+    async def _abandon(self, shard: int, epoch: int, attempt: int) -> None:
+        """Let go of this attempt, so that the giver serves again meanwhile; the next one follows."""
+        await self._replica.propose(commands.abandon(shard, epoch, attempt))
 
     # ---- what is stuck
 
@@ -235,6 +293,12 @@ class Migrator:
     def _row(self, shard: int, epoch: int, state: State) -> Row | None:
         row = self._machine.ownership.rows.get(shard)
         return row if row is not None and row.state is state and row.epoch == epoch else None
+
+    def _lent(self, shard: int, epoch: int) -> Row | None:
+        """The row of a hand-over that we ask the taker about: frozen, or ended by the map."""
+        frozen = self._row(shard, epoch, State.FROZEN)
+        lending = self._row(shard, epoch, State.LENDING)
+        return frozen or (lending if lending is not None and lending.comes_back else None)
 
     async def _ask(self, gid: Gid, addresses: Sequence[str], method: str, payload: bytes) -> bytes | None:
         """One answer from another group, or None; moves on to the next replica when there is none."""

@@ -9,6 +9,11 @@ Groups ask, never command. A giver serves until it closes, keeps its copy until 
 has asked the taker "do you serve this epoch?" and heard yes; the answer is a fact
 of applied state that never becomes untrue, since `served_epoch` only grows.
 
+A closed giver serves again only on another such fact: that the taker, in its own log, has
+let go of this *attempt* to copy the shard (it goes on with the next one from the beginning), or
+of the hand-over as a whole, since the map gives the shard back. A taker that has installed
+does neither, and one that has let go does not install.
+
 Of two groups that have one number (the first left or lost its disks, the second joined)
 each acts on what the map says about itself. A group is named by its number and the
 configuration in which it joined; `joins` says which joins are ours, as claimed from the
@@ -47,6 +52,10 @@ class Event(IntEnum):
     BORN = 7  # it is that part
     MERGE = 8  # it takes in its right neighbour
     MERGED = 9  # it is that neighbour
+    ABANDONED = 10  # the taker cannot go on now: it drops what it has and begins again
+    THAWED = 11  # the taker abandoned the attempt that the giver closed for: the giver serves again
+    GIVEN_UP = 12  # the map gives it back before the taker has it all: the taker lets go of it
+    TAKEN_BACK = 13  # the taker has let go of it: it is the giver's as if it had come back
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -56,6 +65,12 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SERVING, Event.LOST): State.LENDING,
     (State.LENDING, Event.CLOSED): State.FROZEN,
     (State.FROZEN, Event.RELEASED): State.ABSENT,
+    # A hand-over that cannot go on, or need not.
+    (State.PULLING, Event.ABANDONED): State.PULLING,
+    (State.FROZEN, Event.THAWED): State.LENDING,
+    (State.PULLING, Event.GIVEN_UP): State.ABSENT,
+    (State.LENDING, Event.TAKEN_BACK): State.SERVING,
+    (State.FROZEN, Event.TAKEN_BACK): State.SERVING,
     # A split or merge rewrites two rows at once and fires when both are ready for it.
     (State.SERVING, Event.SPLIT): State.SERVING,
     (State.ABSENT, Event.BORN): State.SERVING,
@@ -111,10 +126,27 @@ class Row:
     journal: int = 0  # LENDING, FROZEN: changes since the copy began
     cursor: Cursor = Cursor()  # PULLING
     queue: list[Pending] = field(default_factory=list)
+    attempt: int = (
+        0  # PULLING: our attempt at this hand-over; LENDING, FROZEN: the taker's, as far as we rest on it
+    )
+    given_up: tuple[int, ...] = ()  # hand-overs to us that we let go of; the givers may not know it yet
 
     @property
     def serves(self) -> bool:
         return self.state in SERVED
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether the map has ended the hand-over: the shard goes, or has gone, back to where it came from."""
+        if not self.queue or self.peer is None or self.queue[0].peer is None:
+            return False
+        following, back = self.queue[0], self.queue[0].peer
+        same = (back.gid, back.joined) == (self.peer.gid, self.peer.joined)
+        if self.state is State.PULLING:
+            return same and following.event is Event.LOST
+        lent = self.state in (State.LENDING, State.FROZEN)
+        unchanged = (following.start, following.end) == (self.start, self.end)
+        return lent and same and unchanged and following.event is Event.GAINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +167,21 @@ class MergeRecords:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Effect of a release: delete the shard's data, records and journal."""
+    """Effect of a release, and of an attempt that ended: delete the shard's data, records and journal."""
 
     shard: ShardId
     start: bytes
     end: bytes
 
 
-Effect = CopyRecords | MergeRecords | Drop
+@dataclass(frozen=True, slots=True)
+class DropJournal:
+    """Effect of taking a shard back: nobody copies it any more."""
+
+    shard: ShardId
+
+
+Effect = CopyRecords | MergeRecords | Drop | DropJournal
 
 
 def _moved(peer: Group, group: Group) -> Group:
@@ -249,15 +288,65 @@ class Ownership:
                         row.queue[position] = replace(pending, peer=_moved(pending.peer, group))
                         self.changed.add(row.shard)
 
-    def closed(self, shard: ShardId, epoch: int) -> bool:
-        """The giver stops serving. False if that is not (or no longer) the row's state: a repetition."""
-        return self._fire(shard, epoch, Event.CLOSED) is not None
+    def closed(self, shard: ShardId, epoch: int, attempt: int) -> bool:
+        """The giver stops serving. False if that is not (or no longer) the row's state: a repetition.
+
+        False as well for an attempt that the taker has abandoned: the request is an old one.
+        """
+        row = self.rows.get(shard)
+        if row is None or attempt < row.attempt or self._fire(shard, epoch, Event.CLOSED) is None:
+            return False
+        row.attempt = attempt
+        return True
+
+    def abandoned(self, shard: ShardId, epoch: int, attempt: int) -> list[Effect]:
+        """The taker begins again from nothing. No effects if it has done so, or has installed: too late.
+
+        What it has goes: a key that is deleted at the giver meanwhile would not come again, and would stay.
+        """
+        row = self.rows.get(shard)
+        if row is None or row.attempt != attempt or self._fire(shard, epoch, Event.ABANDONED) is None:
+            return []
+        row.attempt, row.cursor = attempt + 1, Cursor()
+        return [Drop(shard, row.start, row.end)]
+
+    def thawed(self, shard: ShardId, epoch: int, attempt: int) -> bool:
+        """The giver serves again, for the taker is at `attempt` and so does not install the one we closed for.
+
+        The journal stays: the next copy replays all of it, with the values as they are then.
+        """
+        row = self.rows.get(shard)
+        if row is None or attempt <= row.attempt or self._fire(shard, epoch, Event.THAWED) is None:
+            return False
+        row.attempt = attempt
+        return True
+
+    def gave_up(self, shard: ShardId, epoch: int) -> list[Effect]:
+        """The taker lets go of a hand-over that the map has ended, and of the way back with it."""
+        row = self.rows.get(shard)
+        if row is None or not row.comes_back or self._fire(shard, epoch, Event.GIVEN_UP) is None:
+            return []
+        row.queue.pop(0)
+        row.given_up += (epoch,)
+        drop = Drop(shard, row.start, row.end)
+        row.peer, row.cursor, row.attempt, row.start, row.end = None, Cursor(), 0, b"", b""
+        return [drop, *self._drain()]
+
+    def took_back(self, shard: ShardId, epoch: int) -> list[Effect]:
+        """The giver serves what the taker has let go of, as if it had gone and come back."""
+        row = self.rows.get(shard)
+        if row is None or not row.comes_back or self._fire(shard, epoch, Event.TAKEN_BACK) is None:
+            return []
+        row.epoch = row.served_epoch = row.queue.pop(0).epoch
+        row.peer, row.journal, row.attempt = None, 0, 0
+        return [DropJournal(shard), *self._drain()]
 
     def installed(self, shard: ShardId, epoch: int) -> list[Effect]:
         row = self._fire(shard, epoch, Event.INSTALLED)
         assert row is not None, "asked before by the machine"
         row.served_epoch = epoch
-        row.peer, row.cursor = None, Cursor()
+        # Whoever gave it to us has gone on since the hand-overs that we let go of.
+        row.peer, row.cursor, row.attempt, row.given_up = None, Cursor(), 0, ()
         return self._drain()
 
     def released(self, shard: ShardId, epoch: int) -> list[Effect]:
@@ -266,7 +355,7 @@ class Ownership:
         if row is None:
             return []
         drop = Drop(shard, row.start, row.end)
-        row.peer, row.journal, row.start, row.end = None, 0, b"", b""
+        row.peer, row.journal, row.attempt, row.start, row.end = None, 0, 0, b"", b""
         return [drop, *self._drain()]
 
     def in_state(self, state: State) -> Iterator[Row]:
@@ -283,6 +372,16 @@ class Ownership:
         """Whether this group serves, or ever served, that epoch: a fact that stays true."""
         row = self.rows.get(shard)
         return row is not None and row.served_epoch >= epoch
+
+    def attempt_at(self, shard: ShardId, epoch: int) -> int:
+        """The taker's attempt at that hand-over: none before it will ever be installed. 0 where nothing is known."""
+        row = self.rows.get(shard)
+        return row.attempt if row is not None and row.state is State.PULLING and row.epoch == epoch else 0
+
+    def has_given_up(self, shard: ShardId, epoch: int) -> bool:
+        """Whether this group let go of that hand-over and will never install it."""
+        row = self.rows.get(shard)
+        return row is not None and epoch in row.given_up
 
     # ---- inside
 
@@ -359,9 +458,9 @@ class Ownership:
                 row.epoch = row.served_epoch = pending.epoch
             case Event.GAINED:
                 row.start, row.end, row.epoch = pending.start, pending.end, pending.epoch
-                row.peer, row.cursor = pending.peer, Cursor()
+                row.peer, row.cursor, row.attempt = pending.peer, Cursor(), 0
             case Event.LOST:
-                row.epoch, row.peer, row.journal = pending.epoch, pending.peer, 0
+                row.epoch, row.peer, row.journal, row.attempt = pending.epoch, pending.peer, 0, 0
             case Event.SPLIT:
                 child = self._partner(pending, Event.BORN)
                 child.start, child.end, row.end = pending.key, row.end, pending.key

@@ -34,6 +34,8 @@ def encode_row(row: Row) -> bytes:
         served_epoch=row.served_epoch,
         journal=row.journal,
         cursor=cursor_to_pb(row.cursor),
+        attempt=row.attempt,
+        given_up=row.given_up,
     )
     for pending in row.queue:
         message.queue.add(
@@ -73,4 +75,6 @@ def decode_row(data: bytes) -> Row:
         message.journal,
         cursor_from_pb(message.cursor),
         queue,
+        message.attempt,
+        tuple(message.given_up),
     )

@@ -63,7 +63,7 @@ class GroupServer:
         self._checks = Checks(self.machine)
         self._views = Views(self.machine, self._checks)
         self._sizes = Sizes(self.machine)
-        self._closing: dict[tuple[int, int], asyncio.Task[None]] = {}
+        self._closing: dict[tuple[int, int, int], asyncio.Task[None]] = {}
         self.migrator = Migrator(replica, self.machine, controller, dialer, rng)
         replica.on_turn.append(self.migrator.turned)
 
@@ -165,21 +165,21 @@ class GroupServer:
             if not self.replica.is_leader:
                 # Only the leader can close. Send the taker there for the rest.
                 return refuse(Code.NOT_LEADER, self.replica.leader_address)
-            await self._close(request.shard, request.epoch)
+            await self._close(request.shard, request.epoch, request.attempt)
         with self.replica.looking():
             return answer(lending.pull(self.machine, request, self._pace).SerializeToString())
 
-    async def _close(self, shard: int, epoch: int) -> None:
+    async def _close(self, shard: int, epoch: int, attempt: int) -> None:
         """Stop serving, once, however many requests ask for it."""
-        key = (shard, epoch)
+        key = (shard, epoch, attempt)
         if key not in self._closing:
-            task = asyncio.get_running_loop().create_task(self._propose_close(shard, epoch))
+            task = asyncio.get_running_loop().create_task(self._propose_close(shard, epoch, attempt))
             self._closing[key] = task
             task.add_done_callback(lambda _: self._closing.pop(key, None))
         await asyncio.shield(self._closing[key])
 
-    async def _propose_close(self, shard: int, epoch: int) -> None:
-        await self.replica.propose(commands.close(shard, epoch))
+    async def _propose_close(self, shard: int, epoch: int, attempt: int) -> None:
+        await self.replica.propose(commands.close(shard, epoch, attempt))
 
     def _serves(self, request: pb.ServesRequest) -> bytes:
         # Once true it stays true, so any replica may say it; "no" may only be old news.
@@ -190,7 +190,11 @@ class GroupServer:
             yes=us and ownership.serves_epoch(request.shard, request.epoch),
             incarnation=self.machine.incarnation,
             other_group=ownership.is_other(request.gid, request.joined),
+            attempt=ownership.attempt_at(request.shard, request.epoch) if us else 0,
+            given_up=us and ownership.has_given_up(request.shard, request.epoch),
         )
+        if us and request.frozen:
+            self.migrator.giver_waits(request.shard, request.epoch, request.attempt)
         return answer(reply.SerializeToString())
 
     # ---- for operators

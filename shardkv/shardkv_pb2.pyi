@@ -55,7 +55,7 @@ class Cursor(_message.Message):
     def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ShardRow(_message.Message):
-    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt")
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class ShardRow(_message.Message):
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     shard: int
     state: int
     epoch: int
@@ -78,7 +79,8 @@ class ShardRow(_message.Message):
     cursor: Cursor
     queue: _containers.RepeatedCompositeFieldContainer[Event]
     attempt: int
-    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ...) -> None: ...
+    given_up: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Learn(_message.Message):
     __slots__ = ("changes",)
@@ -181,30 +183,34 @@ class PullReply(_message.Message):
     def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., frozen: bool = ..., left_bytes: _Optional[int] = ...) -> None: ...
 
 class ServesRequest(_message.Message):
-    __slots__ = ("shard", "epoch", "gid", "joined", "attempt")
+    __slots__ = ("shard", "epoch", "gid", "joined", "attempt", "frozen")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     gid: int
     joined: int
     attempt: int
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    frozen: bool
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., attempt: _Optional[int] = ..., frozen: bool = ...) -> None: ...
 
 class ServesReply(_message.Message):
-    __slots__ = ("yes", "incarnation", "other_group", "attempt")
+    __slots__ = ("yes", "incarnation", "other_group", "attempt", "given_up")
     YES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     yes: bool
     incarnation: int
     other_group: bool
     attempt: int
-    def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., attempt: _Optional[int] = ...) -> None: ...
+    given_up: bool
+    def __init__(self, yes: bool = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., attempt: _Optional[int] = ..., given_up: bool = ...) -> None: ...
 
 class ViewRequest(_message.Message):
     __slots__ = ("id", "cursor", "close", "check")

@@ -41,10 +41,11 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
-from shardkv.ownership import Cursor, Ownership, Row, State
+from shardkv.ownership import Cursor, Drop, Ownership, Row, State
 from shardkv.records import Records
+from shardkv.rows import cursor_to_pb
 from tests import test_promises, test_rocks, test_units
-from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak
+from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile
 from tests.sim.world import Process, World
 
@@ -75,6 +76,10 @@ def directed(test: Callable[..., object], *arguments: object) -> Callable[[int],
 
 def cluster_story(seed: int) -> None:
     loop.run(soak.story(seed), limit=soak.LIMIT_SECONDS)
+
+
+def take_back_story(seed: int) -> None:
+    take_back.run_seed(seed)
 
 
 def lost_groups_story(seed: int) -> None:
@@ -458,6 +463,56 @@ def a_chunk_is_installed_wherever_the_cursor_is(patch: pytest.MonkeyPatch) -> No
     patch.setattr(ShardMachine, "_install_chunk", install)
 
 
+def thaws_without_asking(patch: pytest.MonkeyPatch) -> None:
+    """By time alone: the last chunk may be on its way, or installed."""
+
+    async def release(self: Migrator, shard: int, epoch: int) -> None:
+        while (row := self._row(shard, epoch, State.FROZEN)) is not None:
+            await asyncio.sleep(0.02)
+            await self._replica.propose(commands.thaw(shard, epoch, row.attempt + 1))
+
+    patch.setattr(Migrator, "_release", release)
+
+
+def installs_what_it_abandoned(patch: pytest.MonkeyPatch) -> None:
+    original = ShardMachine._install_chunk
+
+    def install(self: ShardMachine, chunk: pb.Install):  # type: ignore[no-untyped-def]
+        row = self.ownership.rows.get(chunk.shard)
+        if row is not None and chunk.final and row.state is State.PULLING and row.epoch == chunk.epoch:
+            chunk.attempt = row.attempt
+            getattr(chunk, "from").CopyFrom(cursor_to_pb(row.cursor))
+        return original(self, chunk)
+
+    patch.setattr(ShardMachine, "_install_chunk", install)
+
+
+def keeps_what_it_abandoned(patch: pytest.MonkeyPatch) -> None:
+    """A key that is deleted before the next attempt would come to life again."""
+    original = Ownership.abandoned
+
+    def abandoned(self, shard, epoch, attempt):  # type: ignore[no-untyped-def]
+        return [Drop(shard, b"\xff", b"\xff") for _ in original(self, shard, epoch, attempt)]
+
+    patch.setattr(Ownership, "abandoned", abandoned)
+
+
+def closes_for_a_taker_without_room_and_waits(patch: pytest.MonkeyPatch) -> None:
+    """What it was: the giver closes, the taker does not install, and nobody serves."""
+    original = lending.Closing.is_due
+
+    def is_due(self, row, request):  # type: ignore[no-untyped-def]
+        request.can_finish = True
+        return original(self, row, request)
+
+    patch.setattr(lending.Closing, "is_due", is_due)
+    patch.setattr(Ownership, "abandoned", lambda self, shard, epoch, attempt: [])
+
+
+def takes_back_what_was_not_given_up(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ownership, "has_given_up", lambda self, shard, epoch: True)
+
+
 def a_configuration_is_skipped(patch: pytest.MonkeyPatch) -> None:
     original = Ownership.learn
 
@@ -717,6 +772,11 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     a_lost_disk_comes_back_as_if_nothing_was_lost: (cluster_story, 60),
     a_chunk_is_installed_wherever_the_cursor_is: (cluster_story, 60),
     a_configuration_is_skipped: (cluster_story, 60),
+    thaws_without_asking: (take_back_story, 40),
+    installs_what_it_abandoned: (take_back_story, 40),
+    keeps_what_it_abandoned: (take_back_story, 60),
+    closes_for_a_taker_without_room_and_waits: (cluster_story, 60),
+    takes_back_what_was_not_given_up: (take_back_story, 40),
     the_journal_follows_the_batches: (cluster_story, 150),
     joint_reads_ask_one_half: (directed(test_promises.test_a_read_while_joint_asks_both_halves, (4, 5)), 1),
     learners_count_in_the_read_quorum: (

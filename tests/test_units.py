@@ -332,7 +332,7 @@ def test_a_shard_that_goes_and_comes_back_makes_two_hand_overs() -> None:
     ownership.learn(Change(3, moves=(Move(1, b"", b"", TWO, ONE),)))
     row = ownership.rows[1]
     assert row.state is State.LENDING and len(row.queue) == 1, "the way back waits for the way there"
-    assert ownership.closed(1, 2) and not ownership.closed(1, 2), "a repetition has no effect"
+    assert ownership.closed(1, 2, 0) and not ownership.closed(1, 2, 0), "a repetition has no effect"
     assert ownership.released(1, 2) == [Drop(1, b"", b"")]
     assert row.state is State.PULLING and row.epoch == 3
     assert ownership.released(1, 2) == []
@@ -344,7 +344,7 @@ def test_a_range_is_not_fetched_while_its_old_copy_is_frozen() -> None:
     ownership = Ownership(1, joins=(1, 1))
     ownership.learn(CREATED)
     ownership.learn(LOST)
-    ownership.closed(1, 2)
+    ownership.closed(1, 2, 0)
     ownership.learn(Change(3, split=Split(1, b"m", 2, holder=2)))
     ownership.learn(Change(4, moves=(Move(2, b"m", b"", TWO, ONE),)))
     assert ownership.rows[2].state is State.ABSENT, "its release would delete what arrives"
@@ -363,7 +363,7 @@ def test_gains_of_one_range_wait_for_one_another_in_order() -> None:
     ownership = Ownership(1, joins=(1, 1))
     ownership.learn(CREATED)
     ownership.learn(LOST)
-    ownership.closed(1, 2)
+    ownership.closed(1, 2, 0)
     ownership.learn(Change(3, split=Split(1, b"m", 2, holder=2)))
     ownership.learn(Change(4, moves=(Move(2, b"m", b"", TWO, ONE),)))
     ownership.learn(Change(5, moves=(Move(2, b"m", b"", ONE, TWO),)))
@@ -375,7 +375,7 @@ def test_gains_of_one_range_wait_for_one_another_in_order() -> None:
     assert ownership.rows[1].state is State.ABSENT
     ownership.installed(2, 4)
     assert ownership.rows[2].state is State.LENDING
-    ownership.closed(2, 5)
+    ownership.closed(2, 5, 0)
     ownership.released(2, 5)
     assert ownership.rows[1].state is State.PULLING
     ownership.check()
@@ -409,7 +409,7 @@ def test_a_move_ends_although_clients_write_faster_than_it_copies() -> None:
     requests = 0
     for position in range(0, 10**9, 10):
         row.journal = 1000 * pace.close_at + 20 * position
-        request = pb.PullRequest(shard=1, epoch=5, gid=2, joined=1)
+        request = pb.PullRequest(shard=1, epoch=5, gid=2, joined=1, can_finish=True)
         getattr(request, "from").CopyFrom(cursor_to_pb(Cursor(JOURNAL, b"", position)))
         requests += 1
         if closing.is_due(row, request):

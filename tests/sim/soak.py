@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import resource
 import signal
@@ -21,7 +22,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from raft.ready import Options
+from raft.room import Room
 from raft.sessions import DEFAULT_TTL_MS
+from shardctrler.query import AdminRefused
 from shardkv.lending import Pace
 from tests.sim import loop
 from tests.sim.faults import Faults
@@ -108,6 +111,8 @@ async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     await faults.stop()
     if not (await world.config()).groups:
         await world.join(1)  # all have left: the data waits with the last owners
+    if rng.random() < 0.4:
+        await _serve_while_a_taker_stays_low(world, rng, work)
     await world.settle(SETTLE_SECONDS)
     async with asyncio.timeout(SETTLE_SECONDS):
         await work.stop()
@@ -125,6 +130,26 @@ async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     outcome.counts["deaths at a sync"] = world.deaths
     await world.close()
     return outcome
+
+
+async def _serve_while_a_taker_stays_low(world: World, rng: Random, work: Workload) -> None:
+    """Shards are given to a group whose disks get low in the middle of it, and stay so: every key is served."""
+    config = await world.config()
+    gid = rng.choice(sorted(config.groups))
+    others = sorted(shard.id for shard in config.by_id.values() if shard.gid != gid)
+    for shard in rng.sample(others, min(3, len(others))):
+        await world.move(shard, gid)
+        await asyncio.sleep(rng.choice([0, 0, rng.uniform(0, 0.05)]))
+    for process in world.of(gid):
+        world.set_room(process, Room.LOW)
+    await asyncio.sleep(rng.uniform(0, 2.0))
+    async with asyncio.timeout(SETTLE_SECONDS):
+        await work.read_all(world.clerk())
+    if others and rng.random() < 0.3:
+        with contextlib.suppress(AdminRefused):  # somebody has moved or merged it meanwhile
+            await world.move(rng.choice(others), rng.choice(sorted(config.groups)))
+    for process in world.of(gid):
+        world.set_room(process, Room.PLENTY)
 
 
 def run_seed(seed: int) -> Outcome:

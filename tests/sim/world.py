@@ -54,7 +54,7 @@ from tests.sim.promises import Promises
 CONTROLLER = 0
 CLUSTER = "sim"
 START_MS = 1_700_000_000_000
-FREE_BYTES = {Room.PLENTY: 10_000, Room.LOW: 999, Room.FULL: 0}  # of the disk of a replica
+FREE_BYTES = {Room.PLENTY: 10_000_000, Room.LOW: 999, Room.FULL: 0}  # of the disk of a replica
 RESTART_SECONDS = (0.05, 1.5)  # until a supervisor starts a process again that died by itself
 
 

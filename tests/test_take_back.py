@@ -1,0 +1,430 @@
+"""Hand-overs that cannot go on, or that the map ends: the giver serves again, and never beside the taker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from random import Random
+
+import pytest
+
+from raft.doors import Unreachable
+from raft.room import Room
+from shardctrler.shard_map import Change, Group, Move
+from shardkv.observe.overview import problems
+from shardkv.ownership import Ownership, State
+from tests.sim import world as sim
+from tests.sim.world import World, in_world
+from tests.test_sharded_kv import KEYS, all_there, fill, rows, shards_of
+
+quick = pytest.mark.quick
+SERVED_SECONDS = 8.0  # within which a shard is served again, virtual
+
+
+async def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.0005)
+
+
+def state_at(world: World, gid: int, shard: int) -> set[State]:
+    """The states of the shard's row at the replicas of a group that are up."""
+    up = [process for process in world.of(gid) if process.server is not None]
+    return {rows(process)[shard].state for process in up if shard in rows(process)}
+
+
+def cut(world: World, sources: Iterable[int], targets: Iterable[int]) -> None:
+    pairs = [(a.address, b.address) for s in sources for t in targets for a in world.of(s) for b in world.of(t)]
+    world.network.cut = set(pairs)
+
+
+async def freeze(world: World) -> tuple[int, list[bytes], dict[bytes, bytes]]:
+    """Begin to move a shard from group 1 to 2, and cut them off from each other when it is frozen."""
+    values = await fill(world, 200)
+    shard = (await shards_of(world, 1))[0]
+    keys = [key for key in KEYS if (await world.config()).by_id[shard].contains(key)]
+    assert len(keys) > 2
+    await world.move(shard, 2)
+    await wait_for(lambda: State.FROZEN in state_at(world, 1, shard))
+    cut(world, (1, 2), (2, 1))
+    await asyncio.sleep(1.0)
+    assert State.SERVING not in state_at(world, 2, shard), "the last answer did not arrive"
+    return shard, keys, values
+
+
+async def is_served(world: World, key: bytes) -> None:
+    clerk = world.clerk()
+    async with asyncio.timeout(SERVED_SECONDS):
+        await clerk.put(key, b"served")
+        assert await clerk.get(key) == b"served"
+
+
+@contextmanager
+def no_pulls(world: World) -> Iterator[None]:
+    """Questions of takers are lost, those of givers are not."""
+    call = world.network.call
+
+    async def lossy(source: str, target: str, method: str, payload: bytes, timeout: float) -> bytes:
+        if method == "shard.pull":
+            await asyncio.sleep(0.01)
+            raise Unreachable(f"{target}: lost")
+        return await call(source, target, method, payload, timeout)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.network, "call", lossy)
+        yield
+
+
+@in_world()
+async def test_a_taker_that_loses_its_room_lets_the_giver_serve_again(world: World) -> None:
+    """In the middle of the pause: everything was copied but the end, and the taker's disks get low."""
+    clerk = world.clerk()
+    shard, keys, values = await freeze(world)
+    append = asyncio.ensure_future(clerk.append(keys[0], b"+once"))
+    for process in world.of(2):
+        world.set_room(process, Room.LOW)
+    await asyncio.sleep(1.0)
+    assert not append.done(), "nobody serves it"
+    world.network.heal()
+    async with asyncio.timeout(SERVED_SECONDS):
+        await append
+    assert state_at(world, 1, shard) & {State.LENDING} and state_at(world, 2, shard) == {State.PULLING}
+    values[keys[0]] += b"+once"
+    assert await clerk.delete(keys[1]) is True  # the taker has a copy of it from before
+    del values[keys[1]]
+    await clerk.put(keys[2], b"new")
+    values[keys[2]] = b"new"
+    await asyncio.sleep(10.0)
+    assert State.FROZEN not in state_at(world, 1, shard), "it closes only for a taker that has room"
+    await all_there(world, values)
+    for process in world.of(2):
+        world.set_room(process, Room.PLENTY)
+    await world.settle()
+    assert shard in await shards_of(world, 2)
+    await world.converge(20.0)
+    assert state_at(world, 2, shard) == {State.SERVING}
+    await all_there(world, values)
+    world.compare_replicas()
+    world.check_leftovers()
+
+
+@in_world()
+async def test_a_write_whose_answer_was_lost_is_done_once_through_a_thaw(world: World) -> None:
+    """Done at the giver before it closed; the retry comes after the giver serves again, and then the taker."""
+    clerk = world.clerk()
+    key = KEYS[0]
+    shard = (await world.config()).lookup(key)
+    giver, taker = shard.gid, 3 - shard.gid
+    await clerk.append(key, b"1;")
+    lost = {(process.address, "clerk-0:1") for process in world.of(giver)}
+    world.network.cut = set(lost)  # answers vanish
+    append = asyncio.ensure_future(clerk.append(key, b"2;"))
+    await asyncio.sleep(0.2)
+    await world.move(shard.id, taker)
+    await wait_for(lambda: State.FROZEN in state_at(world, giver, shard.id))
+    cut(world, (giver, taker), (taker, giver))
+    await asyncio.sleep(1.0)
+    with no_pulls(world):
+        world.network.cut = set(lost)
+        await wait_for(lambda: state_at(world, giver, shard.id) == {State.LENDING})
+        assert not append.done()
+        world.network.heal()
+        await append
+        assert state_at(world, giver, shard.id) == {State.LENDING}, "the giver answered"
+        assert await world.clerk().get(key) == b"1;2;"
+    await world.settle()
+    assert await world.clerk().get(key) == b"1;2;"
+
+
+@in_world()
+async def test_a_giver_does_not_close_for_a_taker_without_room(world: World) -> None:
+    values = await fill(world, 200)
+    for process in world.of(2):
+        world.set_room(process, Room.LOW)
+    await asyncio.sleep(1.0)
+    moved = await shards_of(world, 1)
+    for shard in moved:
+        await world.move(shard, 2)
+    await wait_for(lambda: all(state_at(world, 1, shard) == {State.LENDING} for shard in moved))
+    seen: set[State] = set()
+    for _ in range(300):
+        await asyncio.sleep(0.05)
+        for shard in moved:
+            seen |= state_at(world, 1, shard)
+    assert seen == {State.LENDING}
+    await all_there(world, values)
+    assert any("have no room" in line for line in problems(await world.overview()))
+
+
+@in_world()
+async def test_a_shard_larger_than_the_taker_s_room_stays_where_it_is(world: World) -> None:
+    """No disk is low, and the shard would not fit: the taker's other shards go on, and take writes."""
+    values = await fill(world, 2000)
+    shard = (await shards_of(world, 1))[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sim.FREE_BYTES, Room.PLENTY, sim.FREE_BYTES[Room.LOW] + 5000)
+        await asyncio.sleep(1.0)
+        await world.move(shard, 2)
+        await asyncio.sleep(15.0)
+        assert state_at(world, 1, shard) == {State.LENDING}
+        assert not any(row_bytes for row_bytes in taken(world, shard)), "nothing of it was taken in"
+        await fill(world, 2000)
+        assert any("have no room for the" in line for line in problems(await world.overview()))
+    await world.settle()
+    await all_there(world, values)
+
+
+def taken(world: World, shard: int) -> list[int]:
+    found = []
+    for process in world.of(2):
+        row = rows(process)[shard]
+        engine = process.server.machine.engine  # type: ignore[union-attr]
+        found.append(sum(1 for _ in engine.scan(b"d" + row.start, b"d" + row.end if row.end else b"e")))
+    return found
+
+
+@in_world()
+async def test_a_taker_that_cannot_reach_the_giver_lets_it_serve_again(world: World) -> None:
+    """Calls from 2 to 1 are lost and those from 1 to 2 are not: by time, for 1 says that it waits."""
+    shard, keys, values = await freeze(world)
+    with no_pulls(world):
+        world.network.heal()
+        await is_served(world, keys[0])
+        assert state_at(world, 1, shard) >= {State.LENDING}
+    await world.settle()
+    await all_there(world, values | {keys[0]: b"served"})
+
+
+@pytest.mark.parametrize("room", [Room.PLENTY, Room.LOW])
+def test_a_move_back_ends_a_hand_over_that_is_not_finished(room: Room) -> None:
+    @in_world()
+    async def story(world: World) -> None:
+        shard, keys, values = await freeze(world)
+        for process in world.of(2):
+            world.set_room(process, room)
+        await world.move(shard, 1)
+        await asyncio.sleep(1.0)
+        epoch = (await world.config()).by_id[shard].epoch
+        world.network.heal()
+        await world.settle(10.0)
+        row = rows(await world.leader(1))[shard]
+        assert row.state is State.SERVING and row.epoch == epoch
+        await wait_for(lambda: state_at(world, 2, shard) == {State.ABSENT})
+        await all_there(world, values)
+        await is_served(world, keys[0])
+        world.check_leftovers()
+        for process in world.of(2):
+            world.set_room(process, Room.PLENTY)
+        await world.move(shard, 2)  # and the next one is like any other
+        await world.settle()
+        await all_there(world, values | {keys[0]: b"served"})
+        assert rows(await world.leader(2))[shard].given_up == ()
+
+    story()
+
+
+@in_world()
+async def test_moves_back_and_forth_while_the_taker_is_down_end_where_the_map_says(world: World) -> None:
+    values = await fill(world, 200)
+    shard = (await shards_of(world, 1))[0]
+    for process in world.of(2):
+        await world.crash(process)
+    for _ in range(3):
+        await world.move(shard, 2)
+        await world.move(shard, 1)
+    clerk = world.clerk()
+    assert await clerk.get(KEYS[0]) == values[KEYS[0]]
+    await world.start_all()
+    await world.settle()
+    await wait_for(lambda: state_at(world, 2, shard) == {State.ABSENT})
+    await all_there(world, values)
+
+
+@pytest.mark.parametrize("side", ["giver", "taker"])
+@pytest.mark.parametrize("seed", range(3))
+def test_leaders_change_while_a_hand_over_is_taken_back(side: str, seed: int) -> None:
+    @in_world(seed=seed)
+    async def story(world: World) -> None:
+        shard, keys, values = await freeze(world)
+        for process in world.of(2):
+            world.set_room(process, Room.LOW)
+        await asyncio.sleep(0.8)
+        world.network.heal()
+        for _ in range(4):
+            await asyncio.sleep(world.rng.uniform(0, 0.3))
+            await world.restart(await world.leader(1 if side == "giver" else 2))
+        async with asyncio.timeout(SERVED_SECONDS):
+            assert await world.clerk().get(keys[0]) == values[keys[0]]
+        if seed % 2:
+            await world.move(shard, 1)
+        for process in world.of(2):
+            world.set_room(process, Room.PLENTY)
+        await world.settle()
+        await all_there(world, values)
+        world.check_leftovers()
+
+    story()
+
+
+# ---- the rule, by itself: two groups, and answers that may be acted on at any time later
+
+ONE, TWO = Group(1, ("a:1",), 1), Group(2, ("b:1",), 1)
+
+
+class Two:
+    """The rows of one shard at giver and taker, and every answer that either ever gave."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.config: list[Change] = [Change(1, moves=(Move(1, b"", b"", None, ONE),))]
+        self.holder = ONE
+        self.groups = {1: Ownership(1, joins=(1, 1)), 2: Ownership(2, joins=(1, 1))}
+        self.answers: list[Callable[[], object]] = []
+        self.counts = {"thaws": 0, "taken back": 0, "installs": 0}
+
+    def move(self) -> None:
+        source, target = self.holder, TWO if self.holder is ONE else ONE
+        self.config.append(Change(len(self.config) + 1, moves=(Move(1, b"", b"", source, target),)))
+        self.holder = target
+
+    def step(self) -> None:
+        rng = self.rng
+        gid = rng.choice([1, 2])
+        mine, other = self.groups[gid], self.groups[3 - gid]
+        row, far = mine.rows.get(1), other.rows.get(1)
+        action = rng.randrange(9)
+        if action == 0 and len(self.config) < 12:
+            self.move()
+        elif action <= 2 and mine.config_num < len(self.config):
+            mine.learn(self.config[mine.config_num])
+        elif action == 3 and self.answers:
+            rng.choice(self.answers)()  # however old
+        elif row is None or far is None:
+            return
+        elif action == 4 and row.state is State.PULLING:
+            mine.abandoned(1, row.epoch, row.attempt) if rng.random() < 0.3 else None
+            if row.comes_back and rng.random() < 0.5:
+                mine.gave_up(1, row.epoch)
+        elif action == 5 and row.state is State.LENDING:
+            mine.closed(1, row.epoch, rng.choice([far.attempt, max(0, far.attempt - 1)]))
+        elif action == 6 and row.state is State.FROZEN:  # the end of the copy, for one attempt
+            self.answers.append(self._installing(other, row.epoch, row.attempt))
+        elif action == 7 and far.state in (State.FROZEN, State.LENDING):  # "do you serve?"
+            epoch = far.epoch
+            if mine.serves_epoch(1, epoch):
+                self.answers.append(lambda: other.released(1, epoch))
+            if mine.has_given_up(1, epoch):
+                self.answers.append(self._counted("taken back", lambda: other.took_back(1, epoch)))
+            attempt = mine.attempt_at(1, epoch)
+            self.answers.append(self._counted("thaws", lambda: other.thawed(1, epoch, attempt)))
+
+    def _counted(self, name: str, act: Callable[[], object]) -> Callable[[], object]:
+        def acted() -> None:
+            self.counts[name] += bool(act())
+
+        return acted
+
+    def _installing(self, taker: Ownership, epoch: int, attempt: int) -> Callable[[], object]:
+        def install() -> None:  # as `ShardMachine._install_chunk` judges it
+            row = taker.rows.get(1)
+            if row is not None and (row.state, row.epoch, row.attempt) == (State.PULLING, epoch, attempt):
+                taker.installed(1, epoch)
+                self.counts["installs"] += 1
+
+        return install
+
+    def check(self) -> None:
+        serving = [gid for gid, group in self.groups.items() if 1 in group.rows and group.rows[1].serves]
+        assert len(serving) < 2, "both serve it"
+        for group in self.groups.values():
+            group.check()
+
+    def held(self) -> bool:
+        """Somebody has all of it: it serves, or keeps it closed."""
+        full = (State.SERVING, State.LENDING, State.FROZEN)
+        return any(1 in group.rows and group.rows[1].state in full for group in self.groups.values())
+
+
+def walk(seed: int) -> Two:
+    two = Two(Random(seed))
+    two.groups[1].learn(two.config[0])
+    for _ in range(150):
+        two.step()
+        two.check()
+        assert two.held(), "nobody has the data any more"
+    return two
+
+
+@quick
+def test_giver_and_taker_never_both_serve_whatever_is_taken_back_when() -> None:
+    totals = {"thaws": 0, "taken back": 0, "installs": 0}
+    for seed in range(1500):
+        for name, count in walk(seed).counts.items():
+            totals[name] += count
+    assert min(totals.values()) > 100, totals
+
+
+def _always_thaws(patch: pytest.MonkeyPatch) -> None:
+    """Without asking: by time alone."""
+
+    def thawed(self: Ownership, shard: int, epoch: int, attempt: int) -> bool:
+        row = self.rows[shard]
+        return original(self, shard, epoch, row.attempt + 1)
+
+    original = Ownership.thawed
+    patch.setattr(Ownership, "thawed", thawed)
+
+
+def _abandons_after_it_installed(patch: pytest.MonkeyPatch) -> None:
+    """It answers that it let go, and installs all the same."""
+    patch.setattr(Ownership, "attempt_at", lambda self, shard, epoch: self.rows[shard].attempt + 1)
+
+
+def _installs_any_attempt(patch: pytest.MonkeyPatch) -> None:
+    def installing(self: Two, taker: Ownership, epoch: int, attempt: int) -> Callable[[], object]:
+        def install() -> None:
+            row = taker.rows.get(1)
+            if row is not None and (row.state, row.epoch) == (State.PULLING, epoch):
+                taker.installed(1, epoch)
+
+        return install
+
+    patch.setattr(Two, "_installing", installing)
+
+
+def _takes_back_without_asking(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Ownership, "has_given_up", lambda self, shard, epoch: True)
+
+
+def _gives_up_what_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """The taker says so, and keeps its row."""
+
+    def gave_up(self: Ownership, shard: int, epoch: int) -> list[object]:
+        self.rows[shard].given_up += (epoch,)
+        return []
+
+    patch.setattr(Ownership, "gave_up", gave_up)
+
+
+@quick
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        _always_thaws,
+        _abandons_after_it_installed,
+        _installs_any_attempt,
+        _takes_back_without_asking,
+        _gives_up_what_goes_on,
+    ],
+)
+def test_the_walk_finds_what_takes_back_unsafely(
+    mutant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk_on() -> None:
+        for seed in range(1500):
+            walk(seed)
+
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        walk_on()
