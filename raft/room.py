@@ -61,6 +61,12 @@ def has_room(core: Raft) -> bool:
     return has_quorum(core.membership, room)
 
 
+def has_room_for(replica: ReplicatedMachine, size: int) -> bool:
+    """Whether it leads, a quorum's disks have room, and its own for so many bytes on top of its reserve."""
+    spare = replica.node.spare_bytes
+    return replica.is_leader and has_room(replica.core) and (spare is None or size <= spare)
+
+
 async def watch(
     replica: ReplicatedMachine, free_bytes: Callable[[], Awaitable[int]], reserve_bytes: int
 ) -> None:

@@ -220,11 +220,6 @@ class ReplicatedMachine:
         if self.core.is_leader and not has_room(self.core):
             raise NoRoom("the disks of this group are nearly full: it takes only deletes until there is room")
 
-    def has_room_for(self, size: int) -> bool:
-        """Whether we lead, a quorum's disks have room, and ours for so many bytes on top of its reserve."""
-        spare = self.node.spare_bytes
-        return self.is_leader and has_room(self.core) and (spare is None or size <= spare)
-
     def check_running(self) -> None:
         """Raises Stopped."""
         self.node.check_running()

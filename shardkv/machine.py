@@ -23,10 +23,11 @@ from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_from_pb
 from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
+from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
 from shardkv.engine import Batch, Engine
 from shardkv.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.frames import APPEND as APPEND_OP
-from shardkv.ownership import CopyRecords, Drop, DropJournal, Effect, MergeRecords, Ownership, Row, State
+from shardkv.ownership import Ownership, Row, State
 from shardkv.records import Records
 from shardkv.rows import cursor_from_pb, decode_row, encode_row
 

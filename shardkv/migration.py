@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
 from raft.errors import RaftError
+from raft.room import has_room_for
 from raft.rsm import ReplicatedMachine
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_to_pb
@@ -27,8 +28,9 @@ from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerCl
 from shardctrler.shard_map import Gid, Group
 from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
+from shardkv.cursor import JOURNAL
 from shardkv.machine import ShardMachine
-from shardkv.ownership import JOURNAL, Row, State
+from shardkv.ownership import Row, State
 from shardkv.rows import cursor_to_pb
 
 log = logging.getLogger(__name__)
@@ -165,7 +167,7 @@ class Migrator:
                 gid=row.peer.gid,
                 joined=row.peer.joined,
                 attempt=row.attempt,
-                can_finish=self._replica.has_room_for(left_bytes),
+                can_finish=has_room_for(self._replica, left_bytes),
             )
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
@@ -185,7 +187,7 @@ class Migrator:
                 continue
             left_bytes = reply.left_bytes
             needs_room = bool(reply.items) or not reply.final
-            if needs_room and not self._replica.has_room_for(left_bytes):
+            if needs_room and not has_room_for(self._replica, left_bytes):
                 # The giver serves as long as we have no room. If it has stopped for us, we let it serve again.
                 self._waits(
                     shard, epoch, f"this group's disks have no room for the {left_bytes:,} bytes to come"

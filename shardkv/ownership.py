@@ -31,6 +31,8 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from shardctrler.shard_map import Change, Gid, Group, ShardId
+from shardkv.cursor import START, Cursor
+from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
 
 
 class State(IntEnum):
@@ -100,18 +102,6 @@ class Pending:
     key: bytes = b""  # SPLIT: where
 
 
-RECORDS, DATA, JOURNAL = 0, 1, 2  # phases of a copy
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Cursor:
-    """How far a copy has come: through the records, then the data, then the journal of changes."""
-
-    phase: int = RECORDS
-    key: bytes = b""
-    position: int = 0
-
-
 @dataclass(slots=True)
 class Row:
     """One shard at this group."""
@@ -124,11 +114,9 @@ class Row:
     peer: Group | None = None  # PULLING: who has it; LENDING, FROZEN: who gets it
     served_epoch: int = 0  # the newest epoch that we have served; 0: none
     journal: int = 0  # LENDING, FROZEN: changes since the copy began
-    cursor: Cursor = Cursor()  # PULLING
+    cursor: Cursor = START  # PULLING
     queue: list[Pending] = field(default_factory=list)
-    attempt: int = (
-        0  # PULLING: our attempt at this hand-over; LENDING, FROZEN: the taker's, as far as we rest on it
-    )
+    attempt: int = 0  # PULLING: ours; LENDING, FROZEN: the taker's, as far as we rest on it
     given_up: tuple[int, ...] = ()  # hand-overs to us that we let go of; the givers may not know it yet
 
     @property
@@ -147,41 +135,6 @@ class Row:
         lent = self.state in (State.LENDING, State.FROZEN)
         unchanged = (following.start, following.end) == (self.start, self.end)
         return lent and same and unchanged and following.event is Event.GAINED
-
-
-@dataclass(frozen=True, slots=True)
-class CopyRecords:
-    """Effect of a split: both halves keep the exactly-once records."""
-
-    source: ShardId
-    target: ShardId
-
-
-@dataclass(frozen=True, slots=True)
-class MergeRecords:
-    """Effect of a merge: the records of `source` join those of `target`, and end."""
-
-    source: ShardId
-    target: ShardId
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Effect of a release, and of an attempt that ended: delete the shard's data, records and journal."""
-
-    shard: ShardId
-    start: bytes
-    end: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DropJournal:
-    """Effect of taking a shard back: nobody copies it any more."""
-
-    shard: ShardId
-
-
-Effect = CopyRecords | MergeRecords | Drop | DropJournal
 
 
 def _moved(peer: Group, group: Group) -> Group:
@@ -307,7 +260,7 @@ class Ownership:
         row = self.rows.get(shard)
         if row is None or row.attempt != attempt or self._fire(shard, epoch, Event.ABANDONED) is None:
             return []
-        row.attempt, row.cursor = attempt + 1, Cursor()
+        row.attempt, row.cursor = attempt + 1, START
         return [Drop(shard, row.start, row.end)]
 
     def thawed(self, shard: ShardId, epoch: int, attempt: int) -> bool:
@@ -329,7 +282,7 @@ class Ownership:
         row.queue.pop(0)
         row.given_up += (epoch,)
         drop = Drop(shard, row.start, row.end)
-        row.peer, row.cursor, row.attempt, row.start, row.end = None, Cursor(), 0, b"", b""
+        row.peer, row.cursor, row.attempt, row.start, row.end = None, START, 0, b"", b""
         return [drop, *self._drain()]
 
     def took_back(self, shard: ShardId, epoch: int) -> list[Effect]:
@@ -346,7 +299,7 @@ class Ownership:
         assert row is not None, "asked before by the machine"
         row.served_epoch = epoch
         # Whoever gave it to us has gone on since the hand-overs that we let go of.
-        row.peer, row.cursor, row.attempt, row.given_up = None, Cursor(), 0, ()
+        row.peer, row.cursor, row.attempt, row.given_up = None, START, 0, ()
         return self._drain()
 
     def released(self, shard: ShardId, epoch: int) -> list[Effect]:
@@ -369,7 +322,7 @@ class Ownership:
         return None
 
     def serves_epoch(self, shard: ShardId, epoch: int) -> bool:
-        """Whether this group serves, or ever served, that epoch: a fact that stays true."""
+        """Whether this group ever served that epoch: a fact that stays true."""
         row = self.rows.get(shard)
         return row is not None and row.served_epoch >= epoch
 
@@ -458,7 +411,7 @@ class Ownership:
                 row.epoch = row.served_epoch = pending.epoch
             case Event.GAINED:
                 row.start, row.end, row.epoch = pending.start, pending.end, pending.epoch
-                row.peer, row.cursor, row.attempt = pending.peer, Cursor(), 0
+                row.peer, row.cursor, row.attempt = pending.peer, START, 0
             case Event.LOST:
                 row.epoch, row.peer, row.journal, row.attempt = pending.epoch, pending.peer, 0, 0
             case Event.SPLIT:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from shardctrler.shard_map import Group
 from shardkv import shardkv_pb2 as pb
-from shardkv.ownership import Cursor, Event, Pending, Row, State
+from shardkv.cursor import Cursor
+from shardkv.ownership import Event, Pending, Row, State
 
 
 def peer_to_pb(peer: Group | None) -> pb.Peer | None:

@@ -43,6 +43,8 @@ PURE = {
     "shardkv/load/figures.py",
     "shardkv/load/histogram.py",
     "shardkv/load/workload.py",
+    "shardkv/cursor.py",
+    "shardkv/effects.py",
     "shardkv/ownership.py",
     "client/errors.py",
     "client/operations.py",

@@ -38,10 +38,12 @@ from raft.snapshot import SnapshotReceiver
 from shardctrler.claims import Claims
 from shardkv import commands, layout, lending, rocks
 from shardkv import shardkv_pb2 as pb
+from shardkv.cursor import Cursor
+from shardkv.effects import Drop
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
-from shardkv.ownership import Cursor, Drop, Ownership, Row, State
+from shardkv.ownership import Ownership, Row, State
 from shardkv.records import Records
 from shardkv.rows import cursor_to_pb
 from tests import test_promises, test_rocks, test_units

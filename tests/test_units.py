@@ -23,11 +23,13 @@ from shardctrler.codec import change_to_pb
 from shardctrler.shard_map import Change, Group, Merge, Move, Split
 from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
+from shardkv.cursor import JOURNAL, Cursor
+from shardkv.effects import Drop
 from shardkv.engine import Batch, Engine, MemoryEngine
 from shardkv.frames import MalformedFrame, Status
 from shardkv.lending import Closing, Pace
 from shardkv.machine import JOINS, ShardMachine
-from shardkv.ownership import JOURNAL, TRANSITIONS, Cursor, Drop, Event, Ownership, Row, State
+from shardkv.ownership import TRANSITIONS, Event, Ownership, Row, State
 from shardkv.rocks import RocksEngine
 from shardkv.rows import cursor_to_pb, decode_row, encode_row
 from tests.sim import loop
