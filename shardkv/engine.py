@@ -190,6 +190,20 @@ class Batch:
             return None
         return self._engine.get(key)
 
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """`get` of each, with one look at the engine for all that this batch does not know."""
+        unknown = [key for key in keys if key not in self.changes]
+        stored = dict(zip(unknown, self._engine.multi_get(unknown), strict=True)) if unknown else {}
+        for key in unknown:
+            if any(start <= key < end for start, end in self._deleted):
+                stored[key] = None
+        return [self.changes[key] if key in self.changes else stored[key] for key in keys]
+
+    def forget_new(self, key: bytes) -> None:
+        """Delete a key that was put only once, ever: nothing is left of it if that was in this batch."""
+        if self.changes.pop(key, None) is None:
+            self.changes[key] = None
+
     def scan(self, start: bytes, end: bytes) -> list[tuple[bytes, bytes]]:
         """What the engine will hold in [start, end) once this is written."""
         pairs = {

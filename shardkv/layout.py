@@ -3,7 +3,8 @@
 m…                  the group's own state: incarnation, configuration number, clock, membership, rows, cursors
 d<key>              data, in the order of the keys: a split moves nothing
 s<shard><session>   exactly-once records
-j<shard><position>  keys changed while the shard is being lent: the copy's journal
+j<shard><position>  items changed while the shard is being lent, each at its last change: the copy's journal
+i<shard><item>      where in the journal an item is
 """
 
 from __future__ import annotations
@@ -52,6 +53,18 @@ def belongs(item: bytes, shard: int, start: bytes, end: bytes) -> bool:
 
 def journal_key(shard: int, position: int) -> bytes:
     return b"j" + shard.to_bytes(8, "big") + position.to_bytes(8, "big")
+
+
+def journal_position(key: bytes) -> int:
+    return int.from_bytes(key[9:], "big")
+
+
+def place_key(shard: int, item: bytes) -> bytes:
+    return b"i" + shard.to_bytes(8, "big") + item
+
+
+def place_range(shard: int) -> tuple[bytes, bytes]:
+    return b"i" + shard.to_bytes(8, "big"), b"i" + (shard + 1).to_bytes(8, "big")
 
 
 def journal_range(shard: int, start: int = 0) -> tuple[bytes, bytes]:

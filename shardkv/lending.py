@@ -10,8 +10,8 @@ any replica may give it, and any message may be lost or repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from shardkv import layout
 from shardkv import shardkv_pb2 as pb
@@ -126,20 +126,15 @@ def _copy(
 def _replay(
     engine: Engine, row: Row, cursor: Cursor, reply: pb.PullReply, size: int, pace: Pace
 ) -> tuple[Cursor, int]:
-    """Items that changed from the cursor on, each once, as they are now."""
+    """Items that changed from the cursor on, as they are now. Each is in the journal once, where it changed last."""
     position = cursor.position
-    seen: set[bytes] = set()
-    for key in _journal(engine, row, position):
-        if size >= pace.chunk_bytes or position - cursor.position >= pace.journal_keys:
-            break
-        position += 1
-        if key not in seen:
-            seen.add(key)
-            value = engine.get(key)
-            reply.items.add(key=key, value=value or b"", absent=value is None)
-            size += len(key) + len(value or b"")
-    return Cursor(JOURNAL, b"", position), size
-
-
-def _journal(engine: Engine, row: Row, position: int) -> Iterator[bytes]:
-    return (key for _, key in engine.scan(*layout.journal_range(row.shard, position)))
+    looked = islice(engine.scan(*layout.journal_range(row.shard, position)), pace.journal_keys + 1)
+    for count, (place, key) in enumerate(looked):
+        if size >= pace.chunk_bytes or count >= pace.journal_keys:
+            return Cursor(JOURNAL, b"", position), size
+        position = layout.journal_position(place) + 1
+        value = engine.get(key)
+        reply.items.add(key=key, value=value or b"", absent=value is None)
+        size += len(key) + len(value or b"")
+    # Behind the last one, also where what was there has moved; this replica may be behind the cursor itself.
+    return Cursor(JOURNAL, b"", max(position, row.journal)), size

@@ -154,15 +154,21 @@ class ShardMachine:
         """Note which items this section may have changed, for the next owner to fetch again.
 
         Entry by entry, not batch by batch: which entries share a batch differs between
-        replicas, and the journal must not, since any of them answers from it.
+        replicas, and the journal must not, since any of them answers from it. An item that is
+        in the journal already moves to its end, so that the journal is no larger than the shard.
         """
         # Not what was refused as outside the shard: it is another's, perhaps the next owner's.
         inside = (key for key in section.keys if key >= row.start and (not row.end or key < row.end))
-        keys = dict.fromkeys(map(layout.data_key, inside))
+        items = list(dict.fromkeys(map(layout.data_key, inside)))
         if section.session != frames.NO_SESSION:
-            keys[layout.record_key(row.shard, section.session)] = None
-        for key in keys:
-            self._batch.put(layout.journal_key(row.shard, row.journal), key)
+            items.append(layout.record_key(row.shard, section.session))
+        batch = self._batch
+        places = [layout.place_key(row.shard, item) for item in items]
+        for item, place, before in zip(items, places, batch.get_many(places), strict=True):
+            if before is not None:
+                batch.forget_new(layout.journal_key(row.shard, int.from_bytes(before, "big")))
+            batch.put(layout.journal_key(row.shard, row.journal), item)
+            batch.put(place, row.journal.to_bytes(8, "big"))
             row.journal += 1
         self.ownership.changed.add(row.shard)
 
@@ -424,9 +430,13 @@ class ShardMachine:
             case Drop(shard, start, end):
                 self._batch.delete_range(*layout.data_range(start, end))
                 self._batch.delete_range(*layout.record_range(shard))
-                self._batch.delete_range(*layout.journal_range(shard))
+                self._drop_journal(shard)
             case DropJournal(shard):
-                self._batch.delete_range(*layout.journal_range(shard))
+                self._drop_journal(shard)
+
+    def _drop_journal(self, shard: int) -> None:
+        self._batch.delete_range(*layout.journal_range(shard))
+        self._batch.delete_range(*layout.place_range(shard))
 
     def check(self) -> None:
         """Invariants, for tests and simulation."""

@@ -45,7 +45,6 @@ from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
 from shardkv.ownership import Ownership, Row, State
 from shardkv.records import Records
-from shardkv.rows import cursor_to_pb
 from tests import test_promises, test_rocks, test_units
 from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile
@@ -476,19 +475,6 @@ def thaws_without_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Migrator, "_release", release)
 
 
-def installs_what_it_abandoned(patch: pytest.MonkeyPatch) -> None:
-    original = ShardMachine._install_chunk
-
-    def install(self: ShardMachine, chunk: pb.Install):  # type: ignore[no-untyped-def]
-        row = self.ownership.rows.get(chunk.shard)
-        if row is not None and chunk.final and row.state is State.PULLING and row.epoch == chunk.epoch:
-            chunk.attempt = row.attempt
-            getattr(chunk, "from").CopyFrom(cursor_to_pb(row.cursor))
-        return original(self, chunk)
-
-    patch.setattr(ShardMachine, "_install_chunk", install)
-
-
 def keeps_what_it_abandoned(patch: pytest.MonkeyPatch) -> None:
     """A key that is deleted before the next attempt would come to life again."""
     original = Ownership.abandoned
@@ -775,7 +761,6 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     a_chunk_is_installed_wherever_the_cursor_is: (cluster_story, 60),
     a_configuration_is_skipped: (cluster_story, 60),
     thaws_without_asking: (take_back_story, 40),
-    installs_what_it_abandoned: (take_back_story, 40),
     keeps_what_it_abandoned: (take_back_story, 60),
     closes_for_a_taker_without_room_and_waits: (cluster_story, 60),
     takes_back_what_was_not_given_up: (take_back_story, 40),

@@ -227,6 +227,8 @@ def test_a_batch_reads_what_it_will_write(steps: list[tuple[str, bytes, bytes]])
                 batch.commit(SnapshotMeta(1, 1))
         assert batch.scan(b"", b"\xff\xff\xff") == sorted(model.items())
         assert all(batch.get(k) == v for k, v in model.items())
+        asked = [*model, b"a", b"", b"zz"]
+        assert batch.get_many(asked) == [model.get(k) for k in asked]
     batch.commit(SnapshotMeta(1, 1))
     assert dict(engine.scan(b"", b"\xff\xff\xff")) == model
 
