@@ -37,7 +37,7 @@ def install(message: pb.Install) -> bytes:
     return bytes([INSTALL]) + message.SerializeToString()
 
 
-def close(shard: int, epoch: int, attempt: int) -> bytes:
+def close(shard: int, epoch: int, attempt: int = 0) -> bytes:
     return bytes([CLOSE]) + pb.Step(shard=shard, epoch=epoch, attempt=attempt).SerializeToString()
 
 
