@@ -23,6 +23,7 @@ from collections.abc import Coroutine
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from bench.live import free_port_base
 from client import AsyncShardClerk
@@ -30,7 +31,7 @@ from raft.rpc import TcpDialer
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
 from shardkv.cluster import Cluster, Process
-from shardkv.observe.overview import look
+from shardkv.observe.overview import ask_status, look
 from tests.chaos.proxy import Cuts, Proxy, holds, socket_inode
 from tests.check.linearizability import NotLinearizable
 from tests.sim.workload import Workload
@@ -38,6 +39,7 @@ from tests.sim.workload import Workload
 CLIENTS = "clients"
 GROUPS = (1, 2, 3)
 SETTLE_SECONDS = 120.0
+FLIPPED_BYTES = 16
 
 
 class Chaos:
@@ -60,6 +62,7 @@ class Chaos:
             for process in self.cluster.processes
         ]
         self._busy: set[str] = set()  # processes that are down or stopped: not hit again meanwhile
+        self._damaged: dict[int, Process] = {}  # of each group, the replica whose tables are being repaired
         self._tasks: set[asyncio.Task[None]] = set()
         self._dialer = TcpDialer(self.cluster.cluster)
         self.controller = ControllerClient(self.controllers, self._dialer, Random(seed))
@@ -101,7 +104,8 @@ class Chaos:
                 self._progress(passed, len(work.history))
             await asyncio.sleep(self.rng.uniform(0, 2.0))
         print("\nthe faults stop", flush=True)
-        await asyncio.gather(*self._tasks)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await asyncio.gather(*self._tasks)
         self._check_all_run()
         healed = time.monotonic()
         await self._settle()
@@ -153,7 +157,8 @@ class Chaos:
 
     async def _fault(self) -> None:
         kind = self.rng.choices(
-            [self._kill, self._kill_group, self._stop, self._cut, self._change], [10, 1, 4, 6, 7]
+            [self._kill, self._kill_group, self._stop, self._cut, self._change, self._damage],
+            [10, 1, 4, 6, 7, 3],
         )[0]
         await kind()
 
@@ -199,6 +204,41 @@ class Chaos:
         os.kill(process.pid, signal.SIGCONT)
         self._busy.discard(process.address)
 
+    async def _damage(self) -> None:
+        """Bytes of one replica's files flip; at most one replica of a group has a damaged state at a time."""
+        whole = [p for p in self._free() if p.gid and p.gid not in self._damaged]
+        if whole:
+            process = self.rng.choice(whole)
+            self._damaged[process.gid] = process
+            self._busy.add(process.address)
+            self._begin(self._flip_and_wait(process))
+
+    async def _flip_and_wait(self, process: Process) -> None:
+        """Stopped in order, so that it has tables; started on the damage; then its peers have to repair it."""
+        before = (await self._damage_of(process)).get("repaired", 0)
+        await asyncio.to_thread(self.cluster.stop, [process])
+        tables = sorted((Path(process.data) / "rocks").rglob("*.sst"), key=lambda table: table.stat().st_size)
+        if tables:
+            size = tables[-1].stat().st_size
+            _flip(tables[-1], self.rng.randrange(max(1, size - FLIPPED_BYTES)))
+            self.counts["bytes flipped in a replica's table"] += 1
+        self.cluster.start(process)
+        self._busy.discard(process.address)  # to be killed while it is repaired, as any other
+        while tables:
+            damage = await self._damage_of(process)
+            if damage.get("repaired", 0) > before and not damage["state_lost"]:
+                break
+            await asyncio.sleep(0.5)
+        del self._damaged[process.gid]
+
+    async def _damage_of(self, process: Process) -> dict[str, Any]:
+        """What a replica says of damage in its state, once it answers."""
+        while True:
+            status = await ask_status(self._dialer, process.listen, "kv.status")
+            if status is not None:
+                return status.get("damage") or {}
+            await asyncio.sleep(0.2)
+
     async def _cut(self) -> None:
         """One process or two from the rest; with the clients on one of the sides; sometimes one way only."""
         names = [process.address for process in self.cluster.processes]
@@ -215,6 +255,7 @@ class Chaos:
     def _check_all_run(self) -> None:
         """All run, and nothing is cut: every fault has ended, and this is what they left."""
         assert not self._busy
+        assert not self._damaged, f"damage that was not found or not repaired: {self._damaged}"
         for process in self.cluster.processes:
             assert process.running, f"{process.address} died by itself: {self.cluster.last_words(process)}"
 
@@ -253,6 +294,15 @@ class Chaos:
             self.counts[f"configuration change: {kind}"] += 1
         except (AdminRefused, BadQuery, ControllerUnavailable):
             self.counts["change refused or unavailable"] += 1
+
+
+def _flip(path: Path, offset: int) -> None:
+    """These bytes of a file change at rest, behind its owner's back."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        data = file.read(FLIPPED_BYTES)
+        file.seek(offset)
+        file.write(bytes(byte ^ 0x55 for byte in data))
 
 
 def main() -> None:
