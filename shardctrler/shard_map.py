@@ -172,7 +172,9 @@ class Config:
         if change.merge is not None:
             left, right = self.by_id[change.merge.shard], self.by_id.pop(change.merge.right)
             del self._by_start[right.start]
-            self.by_id[left.id] = replace(left, end=right.end)
+            # The newer epoch: what either part was handed over with is older than the whole from here on.
+            epoch = max(left.epoch, right.epoch)
+            self.by_id[left.id] = replace(left, end=right.end, epoch=epoch)
         self.num = change.num
 
     def _put(self, shard: Shard) -> None:

@@ -265,20 +265,22 @@ class LoggedEntry(_message.Message):
     def __init__(self, index: _Optional[int] = ..., term: _Optional[int] = ..., kind: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class LogReply(_message.Message):
-    __slots__ = ("entries", "base_index", "applied_index", "now_ms", "incarnation", "claimed")
+    __slots__ = ("entries", "base_index", "applied_index", "now_ms", "incarnation", "claimed", "clock_ms")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     BASE_INDEX_FIELD_NUMBER: _ClassVar[int]
     APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     NOW_MS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     CLAIMED_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LoggedEntry]
     base_index: int
     applied_index: int
     now_ms: int
     incarnation: int
     claimed: bool
-    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., claimed: bool = ...) -> None: ...
+    clock_ms: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[LoggedEntry, _Mapping]]] = ..., base_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., now_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., claimed: bool = ..., clock_ms: _Optional[int] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
     __slots__ = ("id", "close")

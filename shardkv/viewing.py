@@ -109,7 +109,7 @@ def _page(view: View, cursor: bytes) -> bytes:
 async def read_log(replica: ReplicatedMachine, request: pb.LogRequest) -> pb.LogReply:
     """What this replica has applied after an index; nothing where that is compacted. Raises RaftError."""
     replica.check_serving()
-    now_ms = replica.wall_ms()  # when the call came, before the barrier
+    now_ms, clock_ms = replica.wall_ms(), replica.now_ms()  # when the call came, before the barrier
     if request.barrier:
         await replica.read_barrier()
     loop = asyncio.get_running_loop()
@@ -125,6 +125,7 @@ async def read_log(replica: ReplicatedMachine, request: pb.LogRequest) -> pb.Log
         now_ms=now_ms,
         incarnation=replica.machine.incarnation,
         claimed=replica.machine.ownership.joins[0] > 0,
+        clock_ms=clock_ms,
     )
     if log.base_index <= request.after < applied:
         for entry in log.slice(request.after + 1, applied + 1, LOG_BYTES):

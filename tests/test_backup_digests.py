@@ -19,7 +19,7 @@ from shardkv.backup import catalog
 from shardkv.backup.chunks import Chunker
 from shardkv.backup.confirm import SourceDiffers, confirm
 from shardkv.backup.create import Backup
-from shardkv.backup.errors import BackupError, Damaged
+from shardkv.backup.errors import BackupError, Damaged, Missing
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.source import SourceLost
 from shardkv.backup.store import Found, Store, chunk_name, packed
@@ -151,7 +151,7 @@ def test_a_manifest_of_another_format_is_refused_by_its_number() -> None:
     body = json.loads(data)["backup"] | {"format": 2}
     text = json.dumps(body, sort_keys=True)
     old = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "backup": body}).encode()
-    with pytest.raises(Damaged, match="x has format 2, and this version of shardkv reads format 3"):
+    with pytest.raises(Damaged, match="x has format 2, and this version of shardkv reads format 4"):
         Manifest.decode("x", old)
 
 
@@ -168,7 +168,7 @@ class InMemory(Store):
 
     async def get(self, name: str) -> bytes:
         if name not in self.objects:
-            raise Damaged(f"{name} is not there")
+            raise Missing(f"{name} is missing")
         return self.objects[name]
 
     async def delete(self, name: str) -> None:

@@ -1,10 +1,12 @@
 """Archiving the committed log of every group as it grows, for restores to a point in time.
 
-One process does it for the whole cluster. It goes on where the archive ends; where a group's
-log has been compacted meanwhile there is a gap, which is said, and which only a newer backup
-makes good. What is archived is filed under the group's number and its incarnation: a number
-that is used again begins a log of its own, which must not be spliced to the old one. The watermark tells up to which moment the archive of a group is whole, also
-while nothing is written.
+One process archives the whole cluster, and continues where the archive ends. Where a group's
+log was compacted meanwhile, the archive has a gap: the process reports the gap, and only a newer
+backup closes it. Entries are filed under the group's number and its incarnation: a number
+that is used again begins a log of its own, which must not be spliced to the old one.
+
+The watermark of a group names the last entry that was archived, and the moment up to which
+nothing came after that entry. So an object that is missing at the end is noticed too.
 """
 
 from __future__ import annotations
@@ -13,21 +15,22 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raft.doors import Dialer
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup.errors import BackupError, Damaged
-from shardkv.backup.source import Compacted, SourceLost, read_log
+from shardkv.backup.errors import BackupError, Damaged, Missing
+from shardkv.backup.source import FAR, Compacted, SourceLost, read_log, wall_clocks
 from shardkv.backup.store import LEVEL, Store, unpacked
 
 log = logging.getLogger(__name__)
 
 QUERY_SECONDS = 10.0
-FAR = (1 << 63) - 1  # an index that no log comes to
+WATERMARK_FORMAT = 2  # 1: a time alone; 2: the last entry, its term, the incarnation, the group's time
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,22 +95,63 @@ async def segments(store: Store, cluster: str) -> dict[ArchivedGroup, list[Segme
         segment = Segment.parse(item.name)
         if segment is not None:
             found.setdefault(segment.group, []).append(segment)
+        elif item.name.endswith("/watermark"):
+            # Also where no segment is left: the watermark says that there were some.
+            found.setdefault(ArchivedGroup.parse(item.name.split("/")[2]), [])
     for of_group in found.values():
         of_group.sort(key=lambda segment: (segment.first, -segment.last))
     return found
 
 
-async def watermark(store: Store, cluster: str, group: ArchivedGroup) -> int:
-    """Until when (ms) the archive of a group is whole; 0 if it does not say."""
-    name = f"archive/{cluster}/{group}/watermark"
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far a group's archive goes."""
+
+    last: int  # the last entry in the archive
+    term: int  # of that entry
+    time_ms: int  # what was acknowledged by then is in the archive
+    clock_ms: int  # the group's time at that moment; 0: unknown
+
+    def encode(self, group: ArchivedGroup) -> bytes:
+        fields = {"last": self.last, "term": self.term, "time_ms": self.time_ms, "clock_ms": self.clock_ms}
+        body = {"format": WATERMARK_FORMAT, "incarnation": group.incarnation, **fields}
+        return json.dumps(body | {"crc32": _checksum(body)}).encode()
+
+    @classmethod
+    def decode(cls, name: str, group: ArchivedGroup, data: bytes) -> Watermark:
+        """Raises Damaged, with `name`."""
+        try:
+            body = json.loads(data)
+            if (version := body.get("format", 1)) != WATERMARK_FORMAT:
+                raise Damaged(
+                    f"{name} has format {version}, and this version of shardkv reads format {WATERMARK_FORMAT} "
+                    "alone: give the archive a new place"
+                )
+            if body.pop("crc32") != _checksum(body):
+                raise ValueError("it does not match its checksum")
+            if body["incarnation"] != group.incarnation:
+                raise ValueError("it is of another group")
+            return cls(body["last"], body["term"], body["time_ms"], body["clock_ms"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{name} is damaged: {error}") from None
+
+
+def _checksum(body: dict[str, object]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def watermark_name(cluster: str, group: ArchivedGroup) -> str:
+    return f"archive/{cluster}/{group}/watermark"
+
+
+async def watermark(store: Store, cluster: str, group: ArchivedGroup) -> Watermark | None:
+    """Up to where the archive of a group goes; None where there is no watermark. Raises BackupError."""
+    name = watermark_name(cluster, group)
     try:
         data = await store.get(name)
-    except Damaged:
-        return 0
-    try:
-        return int(json.loads(data)["time_ms"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{store.url}: {name} is damaged: {error}") from None
+    except Missing:
+        return None
+    return Watermark.decode(f"{store.url}: {name}", group, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +165,18 @@ class Archived:
 
 
 class Archiver:
-    def __init__(self, controller: ControllerClient, dialer: Dialer, store: Store) -> None:
+    def __init__(
+        self,
+        controller: ControllerClient,
+        dialer: Dialer,
+        store: Store,
+        wall_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
         self._controller, self._dialer, self._store = controller, dialer, store
+        self._wall_ms = wall_ms
         self._cluster = ""
         self._last: dict[ArchivedGroup, int] = {}  # the last entry in the archive
+        self._terms: dict[ArchivedGroup, int] = {}  # the term of that entry
         self._addresses: dict[int, tuple[str, ...]] = {}  # also of groups that have left, until they are empty
 
     async def begin(self) -> None:
@@ -141,7 +193,18 @@ class Archiver:
                     f"{self._store.url}: the archive of group {group.gid} is of another cluster "
                     f"that is called {self._cluster!r} as well: give each a place of its own"
                 )
-            self._last[group] = max(segment.last for segment in of_group)
+            self._last[group] = max((segment.last for segment in of_group), default=0)
+            mark = await watermark(self._store, self._cluster, group)
+            if of_group:
+                newest = max(of_group, key=lambda segment: segment.last)
+                self._terms[group] = (await newest.entries(self._store))[-1].term
+            if mark is not None and mark.last > self._last[group]:
+                log.warning(
+                    "group %d: entries %d to %d were archived, and are missing now: archiving them again",
+                    group.gid,
+                    self._last[group] + 1,
+                    mark.last,
+                )
 
     async def round(self) -> list[Archived]:
         """Bring the archive of every group up to now. What fails is said, and done in the next round.
@@ -173,7 +236,9 @@ class Archiver:
         if not reply.incarnation or not reply.claimed:
             raise SourceLost("the map has not let it in: it holds nothing")
         group = ArchivedGroup(gid, f"{reply.incarnation:016x}")
-        last, count, gap_after, time_ms = self._last.get(group, 0), 0, 0, 0
+        last, count, gap_after = self._last.get(group, 0), 0, 0
+        # What was acknowledged by now will be in this round: the next call has a barrier.
+        time_ms, clock_ms = await self._now(addresses), reply.clock_ms
         while True:
             try:
                 reply = await read_log(self._dialer, addresses, last, 0.0, barrier=True)
@@ -188,16 +253,22 @@ class Archiver:
                 continue
             if f"{reply.incarnation:016x}" != group.incarnation:
                 raise SourceLost("another group answers under its number now")
-            time_ms = time_ms or reply.now_ms  # all that was acknowledged by then will be in this round
             if reply.entries:
                 await self._put(group, reply.entries)
                 count += len(reply.entries)
                 last = self._last[group] = reply.entries[-1].index
+                self._terms[group] = reply.entries[-1].term
             if last >= reply.applied_index:
                 break
-        mark = json.dumps({"time_ms": time_ms, "last": last}).encode()
-        await self._store.put(f"archive/{self._cluster}/{group}/watermark", mark)
+        if self._last.get(group, 0) == last and group in self._terms:
+            mark = Watermark(last, self._terms[group], time_ms, clock_ms)
+            await self._store.put(watermark_name(self._cluster, group), mark.encode(group))
         return Archived(gid, last, count, gap_after)
+
+    async def _now(self, addresses: tuple[str, ...]) -> int:
+        """What the clocks of a group and of this machine show: their median, so that a wrong one does not count."""
+        clocks = sorted([self._wall_ms(), *await wall_clocks(self._dialer, addresses)])
+        return clocks[(len(clocks) - 1) // 2]
 
     async def _put(self, group: ArchivedGroup, entries: Sequence[pb.LoggedEntry]) -> None:
         content = pb.LogChunk(entries=entries).SerializeToString()

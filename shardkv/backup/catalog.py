@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup.archive import Segment, segments, watermark
+from shardkv.backup.archive import Segment, segments, watermark, watermark_name
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import Manifest, name_of
 from shardkv.backup.store import Store, chunk_name
@@ -118,12 +118,14 @@ async def _prune_archive(store: Store, left: list[Manifest]) -> int:
             first = [part.index for part in parts if part is not None and part.incarnation == group.incarnation]
             # A group that no backup knows joined later, and its log is needed from the beginning;
             # or nothing was archived of it any more when the oldest of them was made: then it was gone.
-            until = 0 if first else await watermark(store, cluster, group)
-            gone = 0 < until < min(manifest.time_ms for manifest in of_cluster)
+            mark = None if first else await watermark(store, cluster, group)
+            gone = mark is not None and mark.time_ms < min(manifest.time_ms for manifest in of_cluster)
             for segment in of_group:
                 if gone or (first and segment.last <= min(first)):
                     await store.delete(segment.name)
                     count += 1
+            if gone:
+                await store.delete(watermark_name(cluster, group))
     return count
 
 

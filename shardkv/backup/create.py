@@ -3,7 +3,8 @@
 First a view is opened at every group, then comes the moment: each group's log from its view
 to there is taken as well, and only then are the views copied, at leisure. So what one sees
 after a restore is a cut at that moment by the groups' clocks, not a walk that began before it
-and ended after it.
+and ended after it. The moment is what most wall clocks of the groups show. A clock that is off by
+more than `TOLERANCE_MS` neither chooses the moment nor puts an entry on its other side.
 
 Whoever begins anew finds the chunks that are there already, by their names: a backup that was
 cut off goes on where it was, and the next one writes only what has changed since.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -30,7 +31,16 @@ from shardkv.backup.chunks import Chunker, pairs_of
 from shardkv.backup.confirm import Confirmed, SourceDiffers, confirm
 from shardkv.backup.errors import BackupError
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
-from shardkv.backup.source import Compacted, GroupView, SourceLost, Throttle, open_view, read_log
+from shardkv.backup.moments import TOLERANCE_MS
+from shardkv.backup.source import (
+    Compacted,
+    GroupView,
+    SourceLost,
+    Throttle,
+    open_view,
+    read_log,
+    wall_clocks,
+)
 from shardkv.backup.store import Store, chunk_name, packed
 from shardkv.digests import Digest, Digester, Part
 from shardkv.observe import compare
@@ -40,10 +50,46 @@ ATTEMPTS = 5
 SETTLE_SECONDS = 60.0
 UPLOADS_AT_ONCE = 4
 QUERY_SECONDS = 10.0
+LOG_BYTES = 4 << 20  # of entries in one chunk
 
 
 class _Moved(BackupError):
     """The configuration changed under way."""
+
+
+class _Clock:
+    """What most clocks of the groups show while a backup is made, counted by this process's own clock."""
+
+    def __init__(self) -> None:
+        """To be called before the first view is opened."""
+        self._began = self._read_at = asyncio.get_running_loop().time()
+        self._read_ms = 0
+
+    def read(self, wall_ms: int) -> None:
+        self._read_at, self._read_ms = asyncio.get_running_loop().time(), wall_ms
+
+    def now_ms(self) -> int:
+        return self._read_ms + int((asyncio.get_running_loop().time() - self._read_at) * 1000)
+
+    def may_show(self, wall_ms: int) -> bool:
+        """Whether a right clock may have shown that since the first view was opened."""
+        first_ms = self._read_ms - int((self._read_at - self._began) * 1000)
+        return first_ms - TOLERANCE_MS <= wall_ms <= self.now_ms() + TOLERANCE_MS
+
+    def cut(self, entries: Sequence[pb.LoggedEntry], time_ms: int) -> tuple[int, bool]:
+        """(how many of the entries after a view belong before the moment, whether one was written after it).
+
+        They all came while the backup was made. A stamp that says otherwise is of a wrong clock, and
+        its entry belongs with the one before it.
+        """
+        count, past = 0, False
+        for position, entry in enumerate(entries, 1):
+            wall_ms = unstamp(_entry(entry))[0].wall_ms
+            if wall_ms and self.may_show(wall_ms):
+                past = wall_ms > time_ms
+            if not past:
+                count = position
+        return count, past
 
 
 @dataclass
@@ -109,16 +155,17 @@ class Backup:
     async def _attempt(self, id: str) -> Manifest:
         config = await self._settled()
         views: dict[int, GroupView] = {}
+        clock = _Clock()
         try:
             for gid, group in sorted(config.groups.items()):
                 views[gid] = await open_view(self._dialer, group.addresses, self._rng, self._damaged)
             if any(view.config_num != config.num for view in views.values()):
                 raise _Moved("the configuration changes")
-            time_ms = max([await self._now(config.groups[gid].addresses, view) for gid, view in views.items()])
+            time_ms = await self._now(config, clock)
             manifest = Manifest(id, self._controller.cluster, config.num, time_ms, len(config.by_id))
             for gid, view in views.items():
                 part = GroupPart(view.index, view.term, f"{view.incarnation:016x}")
-                await self._log_until(part, config.groups[gid].addresses, time_ms)
+                await self._log_until(part, config.groups[gid].addresses, time_ms, clock)
                 manifest.groups[gid] = part
             async with asyncio.TaskGroup() as copies:
                 for gid, view in views.items():
@@ -149,35 +196,40 @@ class Backup:
                 )
             await asyncio.sleep(0.1)
 
-    async def _now(self, addresses: tuple[str, ...], view: GroupView) -> int:
-        """A group's clock, after its view was opened."""
-        return (await read_log(self._dialer, addresses, view.index, 0.0)).now_ms
+    async def _now(self, config: Config, clock: _Clock) -> int:
+        """The latest time that a right clock of the groups shows. Raises SourceLost."""
+        asked = [wall_clocks(self._dialer, group.addresses) for group in config.groups.values()]
+        clocks = sorted(now_ms for of_group in await asyncio.gather(*asked) for now_ms in of_group)
+        if not clocks:
+            raise SourceLost("no replica says what time it is")
+        right_ms = clocks[len(clocks) // 2]
+        clock.read(right_ms)
+        return max(now_ms for now_ms in clocks if now_ms <= right_ms + TOLERANCE_MS)
 
-    async def _log_until(self, part: GroupPart, addresses: tuple[str, ...], time_ms: int) -> None:
-        """The entries after a view that belong before the moment. Whoever answers is past it by its clock."""
-        part.last, newest = part.index, 0
+    async def _log_until(
+        self, part: GroupPart, addresses: tuple[str, ...], time_ms: int, clock: _Clock
+    ) -> None:
+        """The entries after a view that belong before the moment. Raises SourceLost, Compacted, _Moved."""
+        found: list[pb.LoggedEntry] = []
         while True:
-            reply = await read_log(self._dialer, addresses, part.last, 0.0, barrier=True)
+            after = found[-1].index if found else part.index
+            reply = await read_log(self._dialer, addresses, after, 0.0, barrier=True)
             if f"{reply.incarnation:016x}" != part.incarnation:
                 raise SourceLost("another group answers under its number than the one whose view was opened")
-            kept = pb.LogChunk()
-            for entry in reply.entries:
-                stamp, command = unstamp(Entry(entry.index, entry.term, Kind(entry.kind), entry.data))
-                newest = max(newest, stamp.wall_ms)
-                if newest > time_ms:
-                    break
-                if command and command[0] == commands.LEARN:
-                    raise _Moved("the configuration changed under way")
-                kept.entries.append(entry)
-            if kept.entries:
-                part.log.append(await self._store_chunk(kept.SerializeToString()))
-                part.last = kept.entries[-1].index
-            if newest > time_ms:
-                return
-            if part.last == reply.applied_index and reply.now_ms > time_ms:
-                return  # what comes after this is stamped later
-            if part.last == reply.applied_index:
+            found.extend(reply.entries)
+            count, past = clock.cut(found, time_ms)
+            now_ms = reply.now_ms if clock.may_show(reply.now_ms) else clock.now_ms()
+            at_end = (found[-1].index if found else part.index) == reply.applied_index
+            if past or (at_end and now_ms > time_ms):
+                break  # what comes after these is stamped later
+            if at_end:
                 await asyncio.sleep(0.01)  # its clock is behind another's
+        part.last, part.clock_ms = part.index, max(0, reply.clock_ms - (now_ms - time_ms))
+        for kept in _pieces(found[:count]):
+            if any(_command(entry)[:1] == bytes([commands.LEARN]) for entry in kept):
+                raise _Moved("the configuration changed under way")
+            part.log.append(await self._store_chunk(pb.LogChunk(entries=kept).SerializeToString()))
+            part.last = kept[-1].index
 
     async def _copy_and_confirm(self, gid: int, view: GroupView, part: GroupPart) -> None:
         """Copy a view while the members compute the digests of that moment, and compare. Raises BackupError."""
@@ -242,3 +294,25 @@ class Backup:
                 self.progress.written += 1
                 self.progress.stored += len(stored)
         return digest
+
+
+def _entry(logged: pb.LoggedEntry) -> Entry:
+    return Entry(logged.index, logged.term, Kind(logged.kind), logged.data)
+
+
+def _command(logged: pb.LoggedEntry) -> bytes:
+    return unstamp(_entry(logged))[1]
+
+
+def _pieces(entries: Sequence[pb.LoggedEntry]) -> Iterator[list[pb.LoggedEntry]]:
+    """Entries in order, cut where a chunk is full."""
+    piece: list[pb.LoggedEntry] = []
+    size = 0
+    for entry in entries:
+        piece.append(entry)
+        size += len(entry.data)
+        if size >= LOG_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece

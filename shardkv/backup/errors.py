@@ -9,3 +9,7 @@ class BackupError(Exception):
 
 class Damaged(BackupError):
     """An object is not what was put there."""
+
+
+class Missing(Damaged):
+    """There is no such object."""

@@ -11,7 +11,7 @@ from typing import Any
 from shardkv.backup.errors import Damaged
 from shardkv.digests import Digest, Part
 
-FORMAT = 3  # 2: which incarnation a group was; 3: counts and digests of its shards
+FORMAT = 4  # 2: which incarnation a group was; 3: counts and digests of its shards; 4: its time
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class GroupPart:
     rest_pairs: int = 0  # all that is no shard's data
     rest_digest: str = ""
     replicas: list[str] = field(default_factory=list)  # addresses: these held the same, by count and digest
+    clock_ms: int = 0  # the group's time at the backup's moment
 
 
 @dataclass

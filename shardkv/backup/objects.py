@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, S3Store
 
-from shardkv.backup.errors import BackupError, Damaged
+from shardkv.backup.errors import BackupError, Missing
 from shardkv.backup.store import Found, Store
 
 ATTEMPT_SECONDS = "60s"
@@ -37,7 +37,7 @@ class ObjectStore(Store):
             result = await obstore.get_async(self._inner, name)
             return bytes(await result.bytes_async())
         except (NotFoundError, FileNotFoundError):
-            raise Damaged(f"{self.url}: {name} is missing") from None
+            raise Missing(f"{self.url}: {name} is missing") from None
         except (BaseError, OSError) as error:
             raise self._failed(name, "not read", error) from None
 

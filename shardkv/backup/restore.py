@@ -2,25 +2,27 @@
 
 First each group of then is brought back to life on this machine, on disk: its state from the
 chunks, then its log, through the same state machine that ran in the cluster, up to the
-moment. Only when all of that is whole is anything written. Then the keys of whoever held
-them go into the new cluster as ordinary writes.
+moment (`history.py`). Then each range of keys is taken from the group that held it last, and only
+if nothing is missing of that group's log. A group all of whose ranges have a newer holder is left
+out, also where its own log is not whole: it has left, or nobody archived it any more. Only
+when all of that is proven is anything written.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from client import AsyncShardClerk
-from raft.rsm import unstamp
-from raft.types import Entry, Kind, SnapshotMeta
+from raft.types import Entry, Index, Kind, SnapshotMeta
 from shardkv import layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
 from shardkv.backup.archive import ArchivedGroup, Segment
 from shardkv.backup.errors import BackupError, Damaged
+from shardkv.backup.history import History
 from shardkv.backup.manifest import GroupPart, Manifest, moment
 from shardkv.backup.source import Throttle
 from shardkv.backup.store import Store
@@ -51,8 +53,7 @@ class Revived:
         self.name, self.gid = name, name.gid
         self._engine = RocksEngine(directory)
         self.machine = ShardMachine(self.gid, self._engine)
-        self.reaches_ms = 0  # up to when it is known to be whole
-        self._newest = 0  # stamp
+        self.why_not = ""  # why it may not be as it was at the moment
 
     async def load(self, store: Store, backup: str, part: GroupPart, done: Callable[[int], None]) -> None:
         """Its state at the view, all of it. Raises BackupError."""
@@ -70,29 +71,19 @@ class Revived:
         if f"{self.machine.incarnation:016x}" != self.name.incarnation:
             raise Damaged(f"{store.url}: the chunks of group {self.gid} are of another group of that number")
 
-    def replay(self, entries: Iterator[pb.LoggedEntry], until_ms: int) -> bool:
-        """Apply what follows; whether the moment is passed. Raises BackupError for a gap."""
+    def replay(self, entries: Iterable[pb.LoggedEntry], until: Index) -> None:
+        """Apply what follows, up to an index. Raises Damaged for a gap."""
         batch: list[Entry] = []
-        passed = False
         last = self.machine.applied.index
         for item in entries:
-            if item.index <= last:
+            if not last < item.index <= until:
                 continue
             if item.index != last + 1:
-                raise BackupError(
-                    f"the archive of group {self.gid} has a gap: entries {last + 1} to {item.index - 1} are missing. "
-                    "Restore an earlier moment, or begin with a backup that was made after the gap"
-                )
-            entry = Entry(item.index, item.term, Kind(item.kind), item.data)
-            self._newest = max(self._newest, unstamp(entry)[0].wall_ms)
-            if self._newest > until_ms:
-                passed = True
-                break
-            batch.append(entry)
+                raise Damaged(f"the log of group {self.gid} has no entry {last + 1}")
+            batch.append(Entry(item.index, item.term, Kind(item.kind), item.data))
             last = item.index
         if batch:
             self.machine.apply(batch)
-        return passed
 
     def rows(self) -> list[Row]:
         return [row for row in self.machine.ownership.rows.values() if row.state in HOLDS]
@@ -138,7 +129,6 @@ class Restore:
 
     async def revive(self, manifest: Manifest, at_ms: int | None) -> list[Piece]:
         """All groups as they were, and who held what. Raises BackupError."""
-        until = manifest.time_ms if at_ms is None else at_ms
         archived = {} if at_ms is None else await archive.segments(self._store, manifest.cluster)
         parts = {ArchivedGroup(gid, part.incarnation): part for gid, part in manifest.groups.items()}
         for name in sorted({*parts, *archived}):
@@ -146,35 +136,48 @@ class Restore:
             group = self._groups[name] = Revived(name, self._directory / f"group-{name}")
             if part is not None:
                 await group.load(self._store, manifest.id, part, self._loaded)
-                await self._replay_tail(group, part, until)
-            if at_ms is None:
-                group.reaches_ms = until
-            else:
-                await self._replay_archive(group, archived.get(name, []), manifest.cluster, at_ms)
-        return self._pieces(until)
+                await self._replay_tail(group, part)
+            if at_ms is not None:
+                await self._replay_archive(group, part, archived.get(name, []), manifest, at_ms)
+        return self._pieces(manifest.time_ms if at_ms is None else at_ms)
 
-    async def _replay_tail(self, group: Revived, part: GroupPart, until: int) -> None:
+    async def _replay_tail(self, group: Revived, part: GroupPart) -> None:
+        """The backup's own log: all of it comes before the backup's moment."""
         async for _, content in catalog.fetched(self._store, part.log):
-            group.replay(iter(pb.LogChunk.FromString(content).entries), until)
+            group.replay(pb.LogChunk.FromString(content).entries, part.last)
+        if group.machine.applied.index != part.last:
+            raise Damaged(
+                f"the log of group {group.gid} ends at {group.machine.applied.index}, not at {part.last}"
+            )
 
-    async def _replay_archive(self, group: Revived, segments: list[Segment], cluster: str, until: int) -> None:
-        group.reaches_ms = await archive.watermark(self._store, cluster, group.name)
-        for segment in segments:
-            if segment.last <= group.machine.applied.index:
-                continue
+    async def _replay_archive(
+        self, group: Revived, part: GroupPart | None, segments: list[Segment], manifest: Manifest, at_ms: int
+    ) -> None:
+        try:
+            mark = await archive.watermark(self._store, manifest.cluster, group.name)
+            history = History(group.name, group.machine.applied.index, segments, mark)
+            if part is not None:
+                history.anchor(part.clock_ms, manifest.time_ms)
+            await history.read(self._store)
+        except Damaged as error:
+            group.why_not = str(error)  # whether that matters, the other groups tell
+            return
+        cut = history.cut(at_ms)
+        group.why_not = cut.why_not
+        for segment in history.segments:
+            if segment.first > cut.last:
+                break
             entries = await segment.entries(self._store)
-            if await asyncio.to_thread(group.replay, iter(entries), until):
-                group.reaches_ms = until
-                return
+            await asyncio.to_thread(group.replay, entries, cut.last)
 
     def _pieces(self, until: int) -> list[Piece]:
-        """Every key once: at the group that served it, or at the one that still had all of it."""
+        """Every key once: at the group that held it by the newest hand-over."""
         held = [(row, group) for group in self._groups.values() for row in group.rows()]
         borders = sorted({b"", *(row.start for row, _ in held), *(row.end for row, _ in held)})
         pieces = []
         for start, end in zip(borders, [*borders[1:], b""], strict=True):
             holders = [
-                (HOLDS[row.state], row.epoch, group)
+                (row.epoch, HOLDS[row.state], row, group)
                 for row, group in held
                 if row.start <= start and (not row.end or start < row.end)
             ]
@@ -183,14 +186,23 @@ class Restore:
                     f"at {moment(until)} the keys from {start!r} to {end!r} were on their way between groups: "
                     "choose a moment a little later or earlier"
                 )
-            *_, group = max(holders, key=lambda holder: holder[:2])
-            if group.reaches_ms < until:
-                raise BackupError(
-                    f"the archive of group {group.gid} reaches to {moment(group.reaches_ms)} only: "
-                    "choose an earlier moment, or let `shardkv backup archive` catch up"
-                )
+            *_, row, group = max(holders, key=lambda holder: holder[:2])
+            why_not = self._why_not_taker(row) if row.state is State.FROZEN else group.why_not
+            if why_not:
+                raise BackupError(why_not)
             pieces.append(Piece(start, end, group.name))
         return pieces
+
+    def _why_not_taker(self, row: Row) -> str:
+        """Why a shard that was closed may have been written to at its taker; empty: the taker had not begun."""
+        assert row.peer is not None
+        named = f"group {row.peer.gid}, which was given shard {row.shard} in configuration {row.epoch}"
+        for group in self._groups.values():
+            if group.machine.ownership.is_us(row.peer.gid, row.peer.joined):
+                if group.machine.ownership.serves_epoch(row.shard, row.epoch):
+                    return f"{named}, served it, and holds it no more: what it did is not in the archive"
+                return group.why_not
+        return f"the archive has nothing of {named}"
 
     async def write(self, clerk: AsyncShardClerk, pieces: list[Piece], name: str) -> tuple[int, int]:
         """Into a cluster that is empty, or that a restore of the same `name` was cut off in: (keys, bytes).

@@ -18,6 +18,8 @@ from shardkv.backup.errors import BackupError
 from shardkv.observe.compare import Begun, NotBegun, begin, close
 
 CALL_SECONDS = 10.0
+CLOCK_SECONDS = 2.0  # a replica that takes longer to say what time it is would say it too late
+FAR = (1 << 63) - 1  # an index that no log comes to
 PATIENCE_SECONDS = 30.0  # for some replica of a group to answer
 RETRY_SECONDS = 0.1
 
@@ -32,6 +34,19 @@ class Compacted(BackupError):
     def __init__(self, base_index: int, after: int) -> None:
         super().__init__(f"the log begins after entry {base_index}, {after} was asked for")
         self.base_index = base_index
+
+
+async def wall_clocks(dialer: Dialer, addresses: Sequence[str]) -> list[int]:
+    """What the wall clocks of a group's replicas show (ms): of those that answer. Raises AccessDenied."""
+    request = pb.LogRequest(after=FAR).SerializeToString()
+
+    async def read(address: str) -> int:
+        try:
+            return pb.LogReply.FromString(await ask(dialer, address, "kv.log", request, CLOCK_SECONDS)).now_ms
+        except (SourceLost, DecodeError):
+            return 0
+
+    return [now_ms for now_ms in await asyncio.gather(*map(read, addresses)) if now_ms]
 
 
 class Throttle:
@@ -135,7 +150,7 @@ async def read_log(
 ) -> pb.LogReply:
     """What a group has applied after an index, from any replica that has it. Raises BackupError, Compacted."""
     request = pb.LogRequest(after=after, wait_ms=int(wait * 1000), barrier=barrier).SerializeToString()
-    why, compacted = "no replica is known", 0
+    why, bases = "no replica is known", list[int]()
     for address in addresses:
         try:
             reply = pb.LogReply.FromString(await ask(dialer, address, "kv.log", request, CALL_SECONDS + wait))
@@ -144,7 +159,7 @@ async def read_log(
             continue
         if reply.base_index <= after:
             return reply
-        compacted = reply.base_index
-    if compacted:
-        raise Compacted(compacted, after)
+        bases.append(reply.base_index)
+    if bases:
+        raise Compacted(min(bases), after)  # the replica whose log reaches back furthest has the most to give
     raise SourceLost(why)

@@ -3,8 +3,8 @@
     chunks/ab/<sha256>                        compressed; named by what is in it
     backups/<id>.json                         a backup: which chunks make it
     pending/<id>                              one that is being made: nothing is cleaned up meanwhile
-    archive/<cluster>/<gid>/<first>-<last>-<sha256>   the log of a group, entries first to last
-    archive/<cluster>/<gid>/watermark                 up to when that is whole
+    archive/<cluster>/<gid>-<incarnation>/<first>-<last>-<sha256>   the log of a group, entries first to last
+    archive/<cluster>/<gid>-<incarnation>/watermark                 how far that goes
 
 What puts them there is in `objects.py`.
 """
@@ -43,7 +43,7 @@ class Store(ABC):
 
     @abstractmethod
     async def get(self, name: str) -> bytes:
-        """Raises Damaged where there is no such object."""
+        """Raises Missing where there is no such object."""
 
     @abstractmethod
     async def delete(self, name: str) -> None:
