@@ -423,10 +423,7 @@ class Ownership:
             case Event.MERGE:
                 right = self._partner(pending, Event.MERGED)
                 assert row.end == right.start, "only neighbours merge"
-                row.end = right.end
-                # A copy of either part with an older epoch, at another group or in a backup, is outdated.
-                row.epoch = max(row.epoch, right.epoch)
-                row.served_epoch = max(row.served_epoch, row.epoch)
+                row.end, row.epoch = right.end, max(row.epoch, right.epoch)  # older copies of both are outdated
                 right.start = right.end = b""
                 return [MergeRecords(right.shard, row.shard)]
             case _:
