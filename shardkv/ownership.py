@@ -255,7 +255,7 @@ class Ownership:
     def abandoned(self, shard: ShardId, epoch: int, attempt: int) -> list[Effect]:
         """The taker begins again from nothing. No effects if it has done so, or has installed: too late.
 
-        What it has goes: a key that is deleted at the giver meanwhile would not come again, and would stay.
+        What it has goes: it may be room that is missing.
         """
         row = self.rows.get(shard)
         if row is None or row.attempt != attempt or self._fire(shard, epoch, Event.ABANDONED) is None:

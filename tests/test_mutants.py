@@ -39,7 +39,6 @@ from shardctrler.claims import Claims
 from shardkv import commands, layout, lending, rocks
 from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import Cursor
-from shardkv.effects import Drop
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
@@ -475,16 +474,6 @@ def thaws_without_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Migrator, "_release", release)
 
 
-def keeps_what_it_abandoned(patch: pytest.MonkeyPatch) -> None:
-    """A key that is deleted before the next attempt would come to life again."""
-    original = Ownership.abandoned
-
-    def abandoned(self, shard, epoch, attempt):  # type: ignore[no-untyped-def]
-        return [Drop(shard, b"\xff", b"\xff") for _ in original(self, shard, epoch, attempt)]
-
-    patch.setattr(Ownership, "abandoned", abandoned)
-
-
 def closes_for_a_taker_without_room_and_waits(patch: pytest.MonkeyPatch) -> None:
     """What it was: the giver closes, the taker does not install, and nobody serves."""
     original = lending.Closing.is_due
@@ -761,7 +750,6 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     a_chunk_is_installed_wherever_the_cursor_is: (cluster_story, 60),
     a_configuration_is_skipped: (cluster_story, 60),
     thaws_without_asking: (take_back_story, 40),
-    keeps_what_it_abandoned: (take_back_story, 60),
     closes_for_a_taker_without_room_and_waits: (cluster_story, 60),
     takes_back_what_was_not_given_up: (take_back_story, 40),
     the_journal_follows_the_batches: (cluster_story, 150),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
 
 import pytest
 
+from client import AsyncShardClerk
 from raft.doors import Unreachable
 from raft.room import Room
 from shardctrler.shard_map import Change, Group, Move
+from shardkv.cursor import JOURNAL
+from shardkv.lending import Closing, Pace
 from shardkv.observe.overview import problems
 from shardkv.ownership import Ownership, State
 from tests.sim import world as sim
@@ -34,9 +37,15 @@ def state_at(world: World, gid: int, shard: int) -> set[State]:
     return {rows(process)[shard].state for process in up if shard in rows(process)}
 
 
-def cut(world: World, sources: Iterable[int], targets: Iterable[int]) -> None:
-    pairs = [(a.address, b.address) for s in sources for t in targets for a in world.of(s) for b in world.of(t)]
-    world.network.cut = set(pairs)
+def cut(world: World, one: int, other: int) -> None:
+    """The two groups do not hear each other any more; each goes on by itself."""
+    pairs = {(a.address, b.address) for a in world.of(one) for b in world.of(other)}
+    world.network.cut = pairs | {(b, a) for a, b in pairs}
+
+
+async def _write_on(clerk: AsyncShardClerk, values: dict[bytes, bytes]) -> None:
+    while True:
+        await asyncio.gather(*(clerk.put(key, value) for key, value in values.items()))
 
 
 async def freeze(world: World) -> tuple[int, list[bytes], dict[bytes, bytes]]:
@@ -45,9 +54,15 @@ async def freeze(world: World) -> tuple[int, list[bytes], dict[bytes, bytes]]:
     shard = (await shards_of(world, 1))[0]
     keys = [key for key in KEYS if (await world.config()).by_id[shard].contains(key)]
     assert len(keys) > 2
+    noise = {keys[0] + b"-%d" % n: bytes(50) for n in range(8)}
+    clerk = world.clerk()
+    await asyncio.gather(*(clerk.put(key, value) for key, value in noise.items()))
+    writing = asyncio.ensure_future(_write_on(clerk, noise))  # so that something is left for the end
     await world.move(shard, 2)
     await wait_for(lambda: State.FROZEN in state_at(world, 1, shard))
-    cut(world, (1, 2), (2, 1))
+    writing.cancel()
+    values |= noise
+    cut(world, 1, 2)
     await asyncio.sleep(1.0)
     assert State.SERVING not in state_at(world, 2, shard), "the last answer did not arrive"
     return shard, keys, values
@@ -90,6 +105,7 @@ async def test_a_taker_that_loses_its_room_lets_the_giver_serve_again(world: Wor
     async with asyncio.timeout(SERVED_SECONDS):
         await append
     assert state_at(world, 1, shard) & {State.LENDING} and state_at(world, 2, shard) == {State.PULLING}
+    assert not any(taken(world, shard)), "what it had taken in is gone: its disks may need the room"
     values[keys[0]] += b"+once"
     assert await clerk.delete(keys[1]) is True  # the taker has a copy of it from before
     del values[keys[1]]
@@ -123,7 +139,7 @@ async def test_a_write_whose_answer_was_lost_is_done_once_through_a_thaw(world: 
     await asyncio.sleep(0.2)
     await world.move(shard.id, taker)
     await wait_for(lambda: State.FROZEN in state_at(world, giver, shard.id))
-    cut(world, (giver, taker), (taker, giver))
+    cut(world, giver, taker)
     await asyncio.sleep(1.0)
     with no_pulls(world):
         world.network.cut = set(lost)
@@ -155,6 +171,31 @@ async def test_a_giver_does_not_close_for_a_taker_without_room(world: World) -> 
     assert seen == {State.LENDING}
     await all_there(world, values)
     assert any("have no room" in line for line in problems(await world.overview()))
+
+
+@in_world(pace=Pace(close_at=-1, patience=1_000_000_000))
+async def test_a_giver_does_not_close_for_a_taker_that_lost_its_room_at_the_end_of_the_copy(
+    world: World,
+) -> None:
+    """All is copied and the giver has not closed yet; from there on it would close at the next question."""
+    values = await fill(world, 200)
+    shard = (await shards_of(world, 1))[0]
+    await world.move(shard, 2)
+    await wait_for(lambda: any(rows(p)[shard].cursor.phase == JOURNAL for p in world.of(2) if shard in rows(p)))
+    for process in world.of(2):
+        world.set_room(process, Room.LOW)
+    await asyncio.sleep(1.0)
+    for process in world.of(1):
+        process.server._loans = Closing(Pace())  # type: ignore[union-attr]
+    seen: set[State] = set()
+    for _ in range(400):
+        await asyncio.sleep(0.01)
+        seen |= state_at(world, 1, shard)
+    assert seen == {State.LENDING}
+    for process in world.of(2):
+        world.set_room(process, Room.PLENTY)
+    await world.settle()
+    await all_there(world, values)
 
 
 @in_world()

@@ -403,6 +403,8 @@ def test_a_split_and_a_merge_wait_for_both_rows() -> None:
     assert ownership.serves_epoch(1, 1) and not ownership.serves_epoch(1, 4)
     for one in ownership.rows.values():
         assert decode_row(encode_row(one)) == one
+        one.attempt, one.given_up = 3, (2, 7)
+        assert decode_row(encode_row(one)) == one
 
 
 @quick
