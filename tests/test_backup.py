@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,8 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 # ---- places to put them
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
+@contextmanager
+def object_server() -> Iterator[str]:
     """The address of a server that speaks S3's HTTP API."""
     port = free_port_base(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -118,6 +119,12 @@ def s3() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with object_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -381,7 +388,7 @@ def test_a_log_that_is_compacted_under_the_backup_makes_it_begin_anew(
 
     monkeypatch.setattr(create, "read_log", read_log)
     manifest = asyncio.run(run())
-    assert asked > 4 and len(manifest.groups) == 2
+    assert asked >= 4 and len(manifest.groups) == 2
     assert done(None, "backup", "verify", f"file://{tmp_path}")["id"] == manifest.id
 
 

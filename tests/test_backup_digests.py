@@ -166,6 +166,12 @@ class InMemory(Store):
     async def put(self, name: str, data: bytes) -> None:
         self.objects[name] = data
 
+    async def put_new(self, name: str, data: bytes) -> bool:
+        if name in self.objects:
+            return False
+        self.objects[name] = data
+        return True
+
     async def get(self, name: str) -> bytes:
         if name not in self.objects:
             raise Missing(f"{name} is missing")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from datetime import UTC, datetime, timedelta
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.archive import Segment, segments, watermark, watermark_name
 from shardkv.backup.errors import BackupError, Damaged
+from shardkv.backup.fence import Cleaning, cleaning
 from shardkv.backup.manifest import Manifest, name_of
 from shardkv.backup.store import Store, chunk_name
 from shardkv.backup.whole import Wholeness
 
-PENDING_AGE = timedelta(days=1)  # older marks were left by a run that was killed and not repeated
 READS_AT_ONCE = 8
 
 
@@ -93,22 +92,21 @@ async def delete(store: Store, id: str) -> tuple[int, int] | None:
     """
     await find(store, id)
     await store.delete(name_of(id))
-    oldest = datetime.now(UTC) - PENDING_AGE
-    async for item in store.list("pending/"):
-        if item.changed > oldest:
+    async with cleaning(store) as right:
+        if right is None:
             return None
-        await store.delete(item.name)
-    left = await backups(store)
-    needed = {chunk_name(digest) for manifest in left for digest in manifest.digests()}
-    chunks = 0
-    async for item in store.list("chunks/"):
-        if item.name not in needed:
-            await store.delete(item.name)
-            chunks += 1
-    return chunks, await _prune_archive(store, left)
+        left = await backups(store)
+        needed = {chunk_name(digest) for manifest in left for digest in manifest.digests()}
+        chunks = 0
+        for item in [item async for item in store.list("chunks/")]:
+            if item.name not in needed:
+                await right.check()
+                await store.delete(item.name)
+                chunks += 1
+        return chunks, await _prune_archive(store, left, right)
 
 
-async def _prune_archive(store: Store, left: list[Manifest]) -> int:
+async def _prune_archive(store: Store, left: list[Manifest], right: Cleaning) -> int:
     """Segments before every backup that is left: no restore begins so early any more."""
     count = 0
     for cluster in {manifest.cluster for manifest in left}:
@@ -122,6 +120,7 @@ async def _prune_archive(store: Store, left: list[Manifest]) -> int:
             gone = mark is not None and mark.time_ms < min(manifest.time_ms for manifest in of_cluster)
             for segment in of_group:
                 if gone or (first and segment.last <= min(first)):
+                    await right.check()
                     await store.delete(segment.name)
                     count += 1
             if gone:

@@ -27,6 +27,7 @@ from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config
 from shardkv import commands
 from shardkv import shardkv_pb2 as pb
+from shardkv.backup import fence
 from shardkv.backup.chunks import Chunker, pairs_of
 from shardkv.backup.confirm import Confirmed, SourceDiffers, confirm
 from shardkv.backup.errors import BackupError
@@ -127,8 +128,10 @@ class Backup:
     async def create(self) -> Manifest:
         """Raises BackupError, ControllerUnavailable, AccessDenied."""
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        pending = f"pending/{id}"
-        await self._store.put(pending, b"being made")
+        async with fence.pending(self._store, id):
+            return await self._create(id)
+
+    async def _create(self, id: str) -> Manifest:
         self._there = {found.name async for found in self._store.list("chunks/")}
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -142,8 +145,17 @@ class Backup:
                 self.progress = Progress()
         for confirmed in self.confirmed.values():
             self._damaged.update(confirmed.differing)
+        there = {found.name async for found in self._store.list("chunks/")}
+        if gone := sorted(digest for digest in manifest.digests() if chunk_name(digest) not in there):
+            raise BackupError(
+                f"{self._store.url}: {chunk_name(gone[0])} was removed meanwhile: make the backup again"
+            )
         await self._store.put(name_of(id), manifest.encode())
-        await self._store.delete(pending)
+        if not await fence.is_pending(self._store, id):
+            await self._store.delete(name_of(id))
+            raise BackupError(
+                f"{self._store.url}: a deletion took this run for one that was killed: make the backup again"
+            )
         return manifest
 
     @property

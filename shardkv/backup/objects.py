@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
 from shardkv.backup.errors import BackupError, Missing
@@ -29,6 +29,16 @@ class ObjectStore(Store):
         """Whole, or not at all: both kinds of stores see to that."""
         try:
             await obstore.put_async(self._inner, name, data)
+        except (BaseError, OSError) as error:
+            raise self._failed(name, "not written", error) from None
+
+    async def put_new(self, name: str, data: bytes) -> bool:
+        try:
+            # In one request: parts are put together without looking whether the object is there.
+            await obstore.put_async(self._inner, name, data, mode="create", use_multipart=False)
+            return True
+        except (AlreadyExistsError, PreconditionError, FileExistsError):
+            return False
         except (BaseError, OSError) as error:
             raise self._failed(name, "not written", error) from None
 

@@ -24,6 +24,7 @@ from shardkv.backup.archive import ArchivedGroup, Segment
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.history import History
 from shardkv.backup.manifest import GroupPart, Manifest, moment
+from shardkv.backup.mark import held
 from shardkv.backup.source import Throttle
 from shardkv.backup.store import Store
 from shardkv.backup.whole import Wholeness
@@ -31,7 +32,6 @@ from shardkv.machine import ShardMachine
 from shardkv.ownership import Row, State
 from shardkv.rocks import RocksEngine
 
-MARK = b"\0shardkv/restore"  # a key that is there while a restore is under way; its value names it
 LOAD_PAIRS = 5000
 WRITES_AT_ONCE = 2000
 HOLDS = {State.SERVING: 2, State.LENDING: 1, State.FROZEN: 0}  # the whole of a shard; the more the better
@@ -207,37 +207,34 @@ class Restore:
     async def write(self, clerk: AsyncShardClerk, pieces: list[Piece], name: str) -> tuple[int, int]:
         """Into a cluster that is empty, or that a restore of the same `name` was cut off in: (keys, bytes).
 
+        Every write is a compare-and-set against "absent", made while the mark is held: a run that was
+        suspended, and whose restore was finished by another run, changes no key that is there. Only
+        a key that a client has deleted since could come back, by a write that was already on its way.
         Raises BackupError, ShardKVError.
         """
-        mark = await clerk.get(MARK)
-        if mark is None and [pair async for pair in clerk.scan(limit=1)]:
-            raise BackupError("the cluster has data: restore into an empty one")
-        if mark is not None and mark != name.encode():
-            raise BackupError(
-                f"the cluster has a part of another restore ({mark.decode()}): begin with an empty one"
-            )
-        await clerk.put(MARK, name.encode())
         keys, size, count = 0, 0, 0
-        waiting: set[asyncio.Future[None]] = set()
-        try:
-            for piece in pieces:
-                for key, value in self._groups[piece.group].pairs(piece):
-                    waiting.add(asyncio.ensure_future(clerk.put(key, value)))
-                    keys, size, count = keys + 1, size + len(key) + len(value), count + len(key) + len(value)
-                    if len(waiting) >= WRITES_AT_ONCE:
-                        waiting = await self._some_done(waiting, count)
-                        count = 0
-            while waiting:
-                waiting = await self._some_done(waiting, count)
-                count = 0
-        finally:
-            for put in waiting:
-                put.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        await clerk.delete(MARK)
+        waiting: set[asyncio.Task[None]] = set()
+        async with held(clerk, name) as mark:
+            try:
+                for piece in pieces:
+                    for key, value in self._groups[piece.group].pairs(piece):
+                        mark.check()
+                        waiting.add(asyncio.create_task(_put_new(clerk, key, value)))
+                        keys, size = keys + 1, size + len(key) + len(value)
+                        count += len(key) + len(value)
+                        if len(waiting) >= WRITES_AT_ONCE:
+                            waiting = await self._some_done(waiting, count)
+                            count = 0
+                while waiting:
+                    waiting = await self._some_done(waiting, count)
+                    count = 0
+            finally:
+                for put in waiting:
+                    put.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
         return keys, size
 
-    async def _some_done(self, waiting: set[asyncio.Future[None]], count: int) -> set[asyncio.Future[None]]:
+    async def _some_done(self, waiting: set[asyncio.Task[None]], count: int) -> set[asyncio.Task[None]]:
         await self._throttle.take(count)
         done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for put in done:
@@ -248,3 +245,11 @@ class Restore:
     def close(self) -> None:
         for group in self._groups.values():
             group.close()
+
+
+async def _put_new(clerk: AsyncShardClerk, key: bytes, value: bytes) -> None:
+    """Raises BackupError where somebody else has written the key; a run of this restore wrote the same."""
+    if not await clerk.cas(key, None, value) and await clerk.get(key) != value:
+        raise BackupError(
+            f"the key {key!r} was written while the restore was under way: give it an empty cluster"
+        )

@@ -3,6 +3,7 @@
     chunks/ab/<sha256>                        compressed; named by what is in it
     backups/<id>.json                         a backup: which chunks make it
     pending/<id>                              one that is being made: nothing is cleaned up meanwhile
+    cleaning/now                              a deletion cleans up: no backup begins meanwhile
     archive/<cluster>/<gid>-<incarnation>/<first>-<last>-<sha256>   the log of a group, entries first to last
     archive/<cluster>/<gid>-<incarnation>/watermark                 how far that goes
 
@@ -40,6 +41,10 @@ class Store(ABC):
     @abstractmethod
     async def put(self, name: str, data: bytes) -> None:
         """Whole, or not at all."""
+
+    @abstractmethod
+    async def put_new(self, name: str, data: bytes) -> bool:
+        """As `put`, but only where there is no such object: False where there is one. One of two at once wins."""
 
     @abstractmethod
     async def get(self, name: str) -> bytes:
