@@ -287,6 +287,18 @@ def test_a_moment_after_a_group_has_left_is_restored_from_who_has_its_ranges(
     )
 
 
+def test_a_newer_holder_that_is_giving_the_shard_away_wins_over_an_older_one_that_seemed_to_serve(
+    story: Story,
+) -> None:
+    moved(story, merged=False)
+    last = story.one.put("z", shard=2)
+    three = Group(3, ("c:1",), 4)
+    story.one.learn(Change(4, moves=(Move(2, b"m", b"", ONE, three),), joined=(three,)))
+    assert story.one.machine.ownership.rows[2].state is State.LENDING
+    story.archive(story.one)
+    assert story.at(story.one.now_ms) == story.at(last) == {"before", "x", "y", "z"}
+
+
 def test_the_epoch_of_a_merged_shard_is_that_of_its_newer_part() -> None:
     log = Log(1)
     log.learn(MOVED)
@@ -321,6 +333,27 @@ def test_what_a_giver_had_when_it_closed_is_taken_only_if_the_taker_did_not_serv
     assert story.at(last) == {"before", "x", "new"}
     del story.store.objects[names[-1]]
     with pytest.raises(BackupError, match=r"group 1 .* lacks entries"):
+        story.at(last)
+
+
+def test_a_giver_s_copy_is_refused_where_what_the_taker_did_is_missing(story: Story) -> None:
+    """The giver's own archive is whole, and so is that of every other group."""
+    three = Log(3)
+    given = Change(2, moves=(Move(2, b"m", b"", TWO, Group(3, ("c:1",), 1)),))
+    story.two.put("x")
+    story.two.learn(given)
+    story.two.write(commands.close(2, 2))
+    three.now_ms = story.two.now_ms
+    three.learn(given)
+    three.put("", shard=9)  # refused: it fills the first object
+    three.install_all(2, 2, [("x", "1")])
+    last = three.put("new", shard=2)
+    names = story.archive(three)
+    story.archive(story.one, time_ms=last)
+    story.archive(story.two, time_ms=last)
+    assert story.at(last) == {"before", "x", "new"}
+    del story.store.objects[names[-1]]
+    with pytest.raises(BackupError, match=r"group 3 .* lacks entries 6 to 7"):
         story.at(last)
 
 
