@@ -30,6 +30,7 @@ from tests.sim import loop
 from tests.sim.faults import Faults
 from tests.sim.loop import world_time
 from tests.sim.network import Weather
+from tests.sim.pipelines import Pipelines
 from tests.sim.workload import Workload
 from tests.sim.world import Settings, World
 
@@ -100,10 +101,11 @@ async def story(seed: int, steps: int = STEPS, printing: Callable[[str], None] |
 async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     await world.start_all()
     await _join(world, 1, 2)
-    work, faults = Workload(seed), Faults(world, rng)
+    work, faults, pipelines = Workload(seed), Faults(world, rng), Pipelines(seed)
     for _ in range(3):
         clerk = world.clerk(rng.choice([2.0, 60.0]))
         work.start(clerk, 3, world.host_of(clerk))
+        pipelines.start(clerk, world.host_of(clerk))
     for _ in range(steps):
         await asyncio.sleep(rng.uniform(0, rng.choice([0.1, 1.0])))
         await faults.step()
@@ -116,13 +118,16 @@ async def _story(world: World, rng: Random, seed: int, steps: int) -> Outcome:
     await world.settle(SETTLE_SECONDS)
     async with asyncio.timeout(SETTLE_SECONDS):
         await work.stop()
+        await pipelines.stop()
         await work.read_all(world.clerk())
+        pipelined = await pipelines.read_all(world.clerk())
     await world.converge(SETTLE_SECONDS)
     world.compare_replicas()
     await world.check_groups()
     world.check_leftovers()
     outcome = Outcome(seed, faults.counts, world_time(), world.trace_hash)
     outcome.counts["operations"] = work.judge()
+    outcome.counts["pipelined writes"] = pipelined
     outcome.counts["unknown outcomes"] = work.unknown
     outcome.counts["configurations"] = (await world.config()).num
     outcome.counts["elections"] = world.invariants.elections
