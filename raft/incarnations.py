@@ -22,10 +22,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raft.errors import WrongMembers
+from raft.errors import PeerFault, WrongMembers
 from raft.messages import AppendEntries, Envelope, InstallSnapshot
 from raft.quorum import Membership, in_hex
-from raft.types import Kind, NodeId, Term
+from raft.types import Index, Kind, NodeId, Term
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +55,11 @@ class KnownDisks:
 
     # ---- mail
 
-    def admits(self, envelope: Envelope, membership: Membership, term: Term) -> bool:
+    def admits(self, envelope: Envelope, membership: Membership, term: Term, commit_index: Index = 0) -> bool:
         """Whether this mail is between the disks that the log knows. What it says is remembered.
 
-        Raises WrongMembers where the leader's log begins with other members than ours were.
+        Raises WrongMembers where the log of our first leader begins with other members than ours were;
+        PeerFault where somebody says so of a log of which we have committed entries.
         """
         if not self.own or envelope.to != self.id:
             return True  # not for us, but for who had our address before: the core drops it
@@ -81,7 +82,7 @@ class KnownDisks:
             self.told = 0
         if self.told:
             return False
-        self._check_first_members(envelope)
+        self._check_first_members(envelope, term, commit_index)
         self.refused.pop(sender, None)
         if disk and not known and membership.is_member(sender):
             self._heard[sender] = disk
@@ -115,7 +116,7 @@ class KnownDisks:
             )
         self.told = known
 
-    def _check_first_members(self, envelope: Envelope) -> None:
+    def _check_first_members(self, envelope: Envelope, term: Term, commit_index: Index) -> None:
         """Replicas that were first started with different lists meet when the first of them leads."""
         append = envelope.message
         if not isinstance(append, AppendEntries) or append.prev_log_index > 0 or not append.entries:
@@ -125,6 +126,9 @@ class KnownDisks:
             return
         theirs = Membership.decode(entry.data)
         if theirs.voters != self.first.voters:
+            if commit_index > 0 or envelope.term < term:
+                # Our group has begun. A stranger's word, or an old leader's, must not stop it.
+                raise PeerFault(envelope.sender, f"its log begins with the members {_told(theirs)}")
             raise WrongMembers(
                 f"replica {self.id} was first started with the members {_told(self.first)}, and its leader "
                 f"{envelope.sender} with {_told(theirs)}: all first replicas need the same --peers, "

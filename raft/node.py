@@ -176,7 +176,7 @@ class Node:
 
     def _step(self, envelope: Envelope) -> None:
         """Mail between other disks than those that the log knows stays out. Raises PeerFault, WrongMembers."""
-        if self.disks.admits(envelope, self.core.membership, self.core.term):
+        if self.disks.admits(envelope, self.core.membership, self.core.term, self.core.commit_index):
             self.core.step(envelope)
         if self.disks.refusal(self.core.membership):
             self.core.stand_down()

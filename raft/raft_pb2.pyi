@@ -153,21 +153,17 @@ class Envelope(_message.Message):
     def __init__(self, sender: _Optional[int] = ..., to: _Optional[int] = ..., term: _Optional[int] = ..., request_vote: _Optional[_Union[RequestVote, _Mapping]] = ..., request_vote_reply: _Optional[_Union[RequestVoteReply, _Mapping]] = ..., append_entries: _Optional[_Union[AppendEntries, _Mapping]] = ..., append_reply: _Optional[_Union[AppendReply, _Mapping]] = ..., install_snapshot: _Optional[_Union[InstallSnapshot, _Mapping]] = ..., install_snapshot_reply: _Optional[_Union[InstallSnapshotReply, _Mapping]] = ..., read_index: _Optional[_Union[ReadIndex, _Mapping]] = ..., read_index_reply: _Optional[_Union[ReadIndexReply, _Mapping]] = ..., timeout_now: _Optional[_Union[TimeoutNow, _Mapping]] = ...) -> None: ...
 
 class Mail(_message.Message):
-    __slots__ = ("version", "cluster", "group", "envelopes", "address", "incarnation", "to_incarnation", "group_incarnation")
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("cluster", "group", "envelopes", "address", "incarnation", "to_incarnation")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     ENVELOPES_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     TO_INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    GROUP_INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    version: int
     cluster: str
     group: int
     envelopes: _containers.RepeatedCompositeFieldContainer[Envelope]
     address: str
     incarnation: int
     to_incarnation: int
-    group_incarnation: int
-    def __init__(self, version: _Optional[int] = ..., cluster: _Optional[str] = ..., group: _Optional[int] = ..., envelopes: _Optional[_Iterable[_Union[Envelope, _Mapping]]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., to_incarnation: _Optional[int] = ..., group_incarnation: _Optional[int] = ...) -> None: ...
+    def __init__(self, cluster: _Optional[str] = ..., group: _Optional[int] = ..., envelopes: _Optional[_Iterable[_Union[Envelope, _Mapping]]] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., to_incarnation: _Optional[int] = ...) -> None: ...

@@ -19,6 +19,7 @@ from raft.membership import Memberships
 from raft.messages import AppendEntries, Envelope, RequestVote, RequestVoteReply, TimeoutNow
 from raft.quorum import Membership
 from raft.ready import Options
+from raft.rsm import STAMP
 from raft.types import Entry, HardState, Kind
 from shardkv.observe.overview import role_of
 from tests.sim.raft_world import RaftWorld, in_world
@@ -91,7 +92,7 @@ async def test_a_slow_disk_that_works_through_its_queue_does_not_hang(world: Raf
     leader = await world.leader()
     world.disks[leader].faults.sync_seconds = (0.2, 0.2)
     for n in range(30):
-        world.replicas[leader].node.propose(bytes(8) + str(n).encode())
+        world.replicas[leader].node.propose(STAMP.pack(0, 0) + str(n).encode())
         await asyncio.sleep(0.1)
     await world.converge()
     assert world.leaders_now() == [leader]

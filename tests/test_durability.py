@@ -16,7 +16,7 @@ from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.disk import RealDirectory
 from raft.errors import CorruptEntry, CorruptLog
 from raft.memory_state import STATE_FILE
-from raft.messages import AppendEntries, Envelope
+from raft.messages import AppendEntries, AppendReply, Envelope
 from raft.types import Entry, HardState, Kind
 from raft.wal import Recovered, open_wal
 from tests.power import Killed, Power, eio, kill
@@ -277,14 +277,30 @@ def test_an_entry_that_changed_before_its_batch_was_sealed_is_found_at_the_start
         log_in(tmp_path)
 
 
-def test_a_follower_refuses_mail_with_a_changed_entry() -> None:
-    """A bit that flips at the leader, or on the way past TCP's checksum, ends at the follower's border."""
-    mail = Envelope(2, 1, 1, AppendEntries(0, 0, (entry(1), entry(2)), 0, 0))
-    packed = encode_mail("c", 1, "127.0.0.1:1", [mail])
-    assert decode_mail("c", 1, packed)[1] == [mail]
-    start = packed.index(entry(2).data)
-    for at in range(start, start + len(entry(2).data)):
-        changed = packed[:at] + bytes([packed[at] ^ 4]) + packed[at + 1 :]
+def test_a_follower_refuses_mail_with_an_entry_that_changed_at_its_leader() -> None:
+    """Before it was packed, so that the mail's own checksum fits."""
+    sound = entry(2)
+    for at in range(len(sound.data)):
+        changed = Entry(2, sound.term, sound.kind, sound.data, sound.crc)
+        object.__setattr__(changed, "data", flipped(sound.data, at))
+        mail = Envelope(2, 1, 1, AppendEntries(0, 0, (entry(1), changed), 0, 0))
         with pytest.raises(MalformedMail, match="entry 2 does not match its checksum") as refusal:
-            decode_mail("c", 1, changed)
+            decode_mail("c", 1, encode_mail("c", 1, "127.0.0.1:1", [mail]))
         assert refusal.value.sender == 2, "the sender is named, and counted by the node"
+
+
+def test_every_bit_of_mail_is_inside_its_checksum() -> None:
+    """One bit of a commit index, of a match index or of a read round would be believed, and lose a write."""
+    mail = [
+        Envelope(2, 1, 1, AppendEntries(0, 0, (entry(1),), 1, 7), 22, 11),
+        Envelope(2, 1, 1, AppendReply(True, 1, 7), 22, 11),
+    ]
+    packed = encode_mail("c", 1, "127.0.0.1:1", mail, 22, 11)
+    assert decode_mail("c", 1, packed)[1] == mail
+    for at in range(8 * len(packed)):
+        with pytest.raises(MalformedMail):
+            decode_mail("c", 1, flipped(packed, at // 8, 1 << at % 8))
+
+
+def flipped(data: bytes, at: int, bits: int = 4) -> bytes:
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]

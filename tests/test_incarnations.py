@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from raft.errors import NotLeader, Stopped, WrongDirectory, WrongMembers
+from raft.errors import NotLeader, PeerFault, Stopped, WrongDirectory, WrongMembers
 from raft.incarnations import KnownDisks
 from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, RequestVoteReply
 from raft.quorum import Membership
@@ -115,6 +115,17 @@ def test_first_replicas_that_were_started_with_different_lists_find_out() -> Non
         )
     joined = KnownDisks(1, 11, Membership(frozenset()))
     assert joined.admits(mail(2, AppendEntries(0, 0, (first,), 0, 0), 22), Membership(frozenset()), 1)
+
+
+@pytest.mark.quick
+def test_a_stranger_with_another_list_cannot_stop_a_group_that_has_begun() -> None:
+    """Three new replicas were started with our addresses in their --peers: their leader is refused, and named."""
+    first = Entry(1, 1, Kind.MEMBERSHIP, Membership.of({1: "n1", 9: "n9"}).encode())
+    word = AppendEntries(0, 0, (first,), 0, 0)
+    disks = KnownDisks(1, 11, Membership.of(THREE))
+    for term, commit_index in ((1, 40), (51, 40), (1, 0)):
+        with pytest.raises(PeerFault, match="begins with the members 1 at n1, 9 at n9"):
+            disks.admits(mail(9, word, 99, term=term), known({}), 50, commit_index)
 
 
 @pytest.mark.quick

@@ -188,7 +188,9 @@ def test_r_a10_an_old_append_does_not_truncate() -> None:
 def test_r_a10_stale_terms_change_nothing_and_are_told_so() -> None:
     core = _follower(3)
     core.step(Envelope(3, 2, 4, AppendEntries(3, 1, (), 0, 0)))
-    core.ready(0.0)
+    write = core.ready(0.0).write
+    assert write is not None
+    core.written(write)  # it speaks in the new term once its disk knows it
     core.step(Envelope(1, 2, 1, AppendEntries(0, 0, (Entry(1, 1, Kind.NOOP, b""),), 3, 0)))
     reply = core.ready(0.0).messages[-1]
     assert (reply.to, reply.term) == (1, 4), "the old leader hears of the new term"

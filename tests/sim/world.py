@@ -158,7 +158,9 @@ class World:
 
     def _sent(self, source: str, target: str, mail: Sequence[Envelope]) -> None:
         for envelope in mail:
-            self.processes[source].promises.check(envelope)
+            process = self.processes.get(source)  # None: it is on its way to another address, and dead here
+            if process is not None:
+                process.promises.check(envelope)
 
     @property
     def trace_hash(self) -> str:
