@@ -254,7 +254,8 @@ async def test_refused_mail_is_counted_by_its_sender(world: RaftWorld) -> None:
     node = await world.leader()
     replica = world.replicas[node]
     other = next(n for n in world.ids if n != node)
-    lie = Envelope(other, node, replica.core.term, AppendReply(True, 1 << 40, 0))
+    disk = world.replicas[other].node.disks.own
+    lie = Envelope(other, node, replica.core.term, AppendReply(True, 1 << 40, 0), disk)
     for _ in range(3):
         replica.node.receive([lie, replace(lie, message=ReadIndex(1))])
     assert replica.node.refusals.by_sender == {other: 3}
