@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from shardkv import frames, layout
@@ -64,9 +65,9 @@ class _Budget:
 class Reader:
     """Answers the read frames of one replica."""
 
-    def __init__(self, machine: ShardMachine, check_running: Callable[[], None]) -> None:
-        """`check_running` raises where the replica has stopped: its engine may be closed."""
-        self._machine, self._check_running = machine, check_running
+    def __init__(self, machine: ShardMachine, looking: Callable[[], AbstractContextManager[None]]) -> None:
+        """`looking` stands around every look into the engine (`ReplicatedMachine.looking`)."""
+        self._machine, self._looking = machine, looking
         self._turn = asyncio.Lock()  # of the one long frame that is being answered
 
     async def read(self, frame: bytes) -> bytes:
@@ -90,7 +91,8 @@ class Reader:
                 # It has left between two slices: as if it had been split, the clerk looks for it.
                 statuses += bytes([Status.WRONG_SHARD]) * (count - len(statuses))
             else:
-                _read_slice(machine, row, section, budget, statuses, values)
+                with self._looking():
+                    _read_slice(machine, row, section, budget, statuses, values)
             if budget.is_spent:
                 statuses += bytes([Status.NOT_ANSWERED]) * (count - len(statuses))
             if len(statuses) == count:
@@ -101,12 +103,11 @@ class Reader:
         return frames.pack_results(bytes(statuses), values)
 
     async def _pause(self, budget: _Budget) -> None:
-        """Let others run. Raises Stopped."""
+        """Let others run. The replica may have stopped meanwhile: the next look finds that out."""
         if not budget.is_long:
             await self._turn.acquire()
             budget.is_long = True
         await asyncio.sleep(0)
-        self._check_running()
         budget.begin_slice()
 
 

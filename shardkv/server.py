@@ -59,7 +59,7 @@ class GroupServer:
         self.about: dict[str, object] = {}  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._rng = rng
-        self._reader = Reader(self.machine, replica.check_running)
+        self._reader = Reader(self.machine, replica.looking)
         self._checks = Checks(self.machine)
         self._views = Views(self.machine, self._checks)
         self._sizes = Sizes(self.machine)

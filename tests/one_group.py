@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 
 from raft.answers import Code, answer, refuse
@@ -49,7 +50,7 @@ class OneGroup:
         self.config.apply(second)
         self.machine.ownership.claimed(2)
         self._log(commands.learn([change_to_pb(change).SerializeToString() for change in (first, second)]))
-        self.reader = Reader(self.machine, lambda: None)
+        self.reader = Reader(self.machine, nullcontext)
         self.limits = Limits()
         self.has_room = True
         self.fate: Callable[[bytes], Fate] = lambda frame: DONE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -149,10 +151,17 @@ def test_a_replica_that_stops_in_between_reads_nothing_more_and_keeps_no_turn() 
         group = OneGroup()
         keys = fill(group, 4000, 100)
 
-        def check_running() -> None:
-            raise Stopped("this replica has stopped")
+        looks = 0
 
-        reader = Reader(group.machine, check_running)
+        @contextmanager
+        def looking() -> Iterator[None]:
+            nonlocal looks
+            looks += 1
+            if looks % 2 == 0:
+                raise Stopped("this replica has stopped")
+            yield
+
+        reader = Reader(group.machine, looking)
         for _ in range(2):
             with pytest.raises(Stopped):
                 await asyncio.wait_for(reader.read(reads(group, GET, keys)), 5)

@@ -15,6 +15,7 @@ import pytest
 
 from bench.live import LiveCluster, attempt
 from raft.errors import Busy
+from raft.sessions import SessionRecord
 from raft.types import Entry
 from shardctrler.shard_map import Config
 from shardkv import checking, commands, frames, layout
@@ -292,7 +293,8 @@ async def test_a_flipped_value_is_named_with_its_shard_and_replica(world: World)
     assert {digest.pairs for digest in difference.digests.values()} == {
         31 - outside(await world.config(), b"k7")
     }
-    engine.write([], {layout.record_key(1, b"s" * 16): b"x"}, engine.applied)
+    record = SessionRecord(used_ms=damaged.server.machine.clock_ms)  # type: ignore[union-attr]
+    engine.write([], {layout.record_key(1, b"s" * 16): record.encode()}, engine.applied)
     assert [found.part is None for found in (await world.check(1)).differences()] == [False, True]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 from typing import Any
 
@@ -157,7 +158,7 @@ def test_what_passes_the_check_of_a_read_can_be_answered(machine: ShardMachine, 
 
 
 def read_frame(machine: ShardMachine, frame: bytes) -> bytes:
-    return asyncio.run(Reader(machine, lambda: None).read(frame))
+    return asyncio.run(Reader(machine, nullcontext).read(frame))
 
 
 def refuses(read: Callable[[bytes], Any], *errors: type[Exception]) -> Callable[[bytes], None]:

@@ -116,13 +116,14 @@ async def test_a_snapshot_that_the_log_overtook_is_done_once_that_log_is_durable
     world.network.on_mail = lambda source, target, mail: done.extend(
         e for e in mail if isinstance(e.message, InstallSnapshotReply)
     )
+    disk = world.replicas[leader].node.disks.own
     chunk = InstallSnapshot(core.commit_index, core.term, 3, 0, b"abc", 0, 7)
-    world.replicas[late].node.receive([Envelope(leader, late, core.term, chunk)])
+    world.replicas[late].node.receive([Envelope(leader, late, core.term, chunk, disk)])
     await asyncio.sleep(0.3)
     assert not done, "what a crash takes away is not promised"
     world.disks[late].faults.hang = False
     await world.until(lambda: core.commit_index <= core.log.durable_index)
-    world.replicas[late].node.receive([Envelope(leader, late, core.term, chunk)])
+    world.replicas[late].node.receive([Envelope(leader, late, core.term, chunk, disk)])
     await world.until(lambda: done)
     assert done[0].message.done
 
