@@ -281,4 +281,7 @@ def test_a_range_delete_leaves_its_end(kind: str, tmp_path: Path) -> None:
     batch.commit(SnapshotMeta(2, 1))
     assert [key for key, _ in engine.scan(b"d", b"e")] == left
     assert engine.multi_get([start, keys[5], end]) == [None, None, b"newer"]
+    batch.delete_range(keys[0], keys[2])  # and where nothing puts the end again
+    batch.commit(SnapshotMeta(3, 1))
+    assert [key for key, _ in engine.scan(b"d", b"e")] == left[2:]
     engine.close()

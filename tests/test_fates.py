@@ -24,6 +24,7 @@ from client import (
     ShardKVError,
     ValueTooLarge,
 )
+from client.operations import Numbering
 from raft.answers import Code
 from raft.room import Room, has_room
 from shardkv import frames
@@ -245,27 +246,40 @@ async def test_what_was_not_sent_is_dropped_at_the_cancel(group: OneGroup, clerk
     assert group.value(b"out-0") == b"behind"
     sent = [value for frame in group.frames for _, _, _, value in operations(frame)]
     assert b"queued" not in sent and sent.count(b"behind") == 1
+    assert not any(kind == ABANDON for frame in group.frames for kind, *_ in operations(frame))
 
 
-@against_one_group
-async def test_an_attempt_that_arrives_after_its_write_was_given_up_is_not_done(
-    group: OneGroup, clerk: AsyncShardClerk
+@pytest.mark.quick
+@pytest.mark.parametrize("refusal", [None, Code.NO_ROOM, Code.DENIED])
+def test_an_attempt_that_arrives_after_its_write_was_given_up_is_not_done(
+    refusal: Code | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    older = asyncio.ensure_future(clerk.put("holds the mark", "v"))  # so that no low-water mark helps
-    group.fate = lambda frame: LOST
-    await asyncio.sleep(0.01)
-    group.fate = lambda frame: LATE if b"given up" in frame else LOST
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
-            await clerk.put("k", "given up")
-    assert group.late
-    group.fate = lambda frame: DONE
-    await clerk.put("k", "later")
-    for frame in group.late:
-        group.arrive(frame)
-    assert group.value(b"k") == b"later"
-    assert any(kind == ABANDON for frame in group.frames for kind, *_ in operations(frame))
-    await older
+    """Also where an older write holds the low-water mark back, which would refuse it as well."""
+    monkeypatch.setattr(Numbering, "over", lambda self, seqs: None)
+
+    async def main() -> None:
+        group = OneGroup()
+        async with AsyncShardClerk(["c:1"], dialer=group, rng=Random(1)) as clerk:
+            await clerk.put("first", "of all")
+            if refusal is None:
+                group.fate = lambda frame: LATE
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await clerk.put("k", "given up")
+            else:
+                group.fate = fates(LATE, refusal)
+                with pytest.raises(OutcomeUnknown):
+                    await clerk.put("k", "given up")
+            late = [frame for frame in group.late if b"given up" in frame]
+            group.fate = lambda frame: DONE
+            await clerk.put("k", "later")
+            assert late
+            for frame in late:
+                group.arrive(frame)
+            assert group.value(b"k") == b"later"
+            assert any(kind == ABANDON for frame in group.frames for kind, *_ in operations(frame))
+
+    asyncio.run(asyncio.wait_for(main(), 30))
 
 
 @against_one_group
