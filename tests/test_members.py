@@ -47,6 +47,11 @@ def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) 
             clerk.put("after", "two of three, one of them new")
             refused = attempt(live, "admin", "member", "remove", "1", "4")
             assert refused.returncode == 1 and "could not go on" in refused.stderr
+            voters = live.json("admin", "member", "list", "1")
+            voter = leader.index + 1
+            slip = attempt(live, "admin", "member", "replace", "1", "4", f"{voter}={leader.address}")
+            assert slip.returncode == 1 and f"replica {voter} votes in group 1 already" in slip.stderr, slip
+            assert live.json("admin", "member", "list", "1") == voters, "nobody was taken out"
             unknown = attempt(live, "admin", "member", "replace", "1", "9", "10=127.0.0.1:1")
             assert unknown.returncode == 1 and "no replica 9" in unknown.stderr
             assert appenders.stop() > 0

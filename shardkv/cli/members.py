@@ -225,6 +225,12 @@ def replace(
         present = now.everybody()
         if str(replica) not in present and number not in present:
             raise Failed(f"group {gid} has no replica {replica}; it has {', '.join(present)}")
+        if number != str(replica) and number in now.voters and str(replica) in present:
+            # Else a slip of the finger makes the group smaller, and says that it is done.
+            raise Failed(
+                f"replica {number} votes in group {gid} already: it cannot take the place of replica {replica}. "
+                f"To take replica {replica} out, use: shardkv admin member remove {gid} {replica}"
+            )
         rest = now.without(str(replica))
         _check_new(rest.everybody(), number, address)
         if str(replica) in now.learners:
