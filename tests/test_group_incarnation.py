@@ -1,7 +1,7 @@
 """A group's number may come back without its data: the incarnation tells the groups apart (issue 10, B9).
 
-The first stories failed before groups had one: a group that had lost all of its disks came
-back empty and answered "absent", and a number that was used again left shards stuck.
+Without one, a group that had lost all of its disks came back empty and answered "absent", and a
+number that was used again left shards stuck: the mutants of `tests/test_mutants.py` bring both back.
 """
 
 from __future__ import annotations
