@@ -222,6 +222,10 @@ class Raft:
         """Whether a snapshot at `index` brings this replica forward: without a state, any that the log goes on from."""
         return index >= self.log.base_index if self.state_lost else index > self.commit_index
 
+    def answer_chunk(self, leader: NodeId, term: Term, reply: InstallSnapshotReply) -> None:
+        """Answer a chunk in the term in which it was sent. A leader of a newer term asks for itself."""
+        self._out.send(leader, term, reply)
+
     def snapshot_reported(self, peer: NodeId, index: Index) -> None:
         """The snapshot stream to `peer` ended: it holds everything up to `index` (0: it failed)."""
         if isinstance(self.role, Leader) and peer in self.role.progress:
@@ -552,7 +556,7 @@ class Raft:
             return  # removed since, or this replica does not lead any more
         leader, peer = self.role, self.role.progress[sender]
         peer.recently_active, peer.low, peer.state_lost = True, message.low, message.state_lost
-        if message.state_lost and peer.begin_snapshot():
+        if message.state_lost and peer.begin_repair():
             # Its log may match: entries go on, so that a quorum may rest on it, and the state goes beside them.
             self._out.want_snapshot(sender)
         if message.read_seq > peer.read_seq:

@@ -14,6 +14,7 @@ import asyncio
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING
 
 from raft.doors import Directory
@@ -50,7 +51,14 @@ class InMemoryMachine(ABC):
 
     @abstractmethod
     def load(self, data: bytes) -> None:
-        """Become the state that `dump` gave. Raises ValueError for anything else."""
+        """Become the state that `dump` gave. Any exception means that `data` is something else.
+
+        It replaces what this machine holds and changes none of it in place: see `check`.
+        """
+
+    def check(self, data: bytes) -> None:
+        """Prove that `load` takes this, and change nothing. Raises ValueError."""
+        copy(self)._load(data)
 
     @property
     def applied(self) -> SnapshotMeta:
@@ -65,7 +73,7 @@ class InMemoryMachine(ABC):
             packed = self._directory.read(STATE_FILE)
             try:
                 meta, data = _unpack(packed)
-                self.load(data)
+                self._load(data)
             except OtherVersion as error:
                 raise StorageError(
                     f"{STATE_FILE}: {error}: start the old program once more and copy the data with "
@@ -90,17 +98,29 @@ class InMemoryMachine(ABC):
 
     def install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         assert isinstance(sink, BytesSink)
-        self.load(_unpack(sink.data)[1])
+        self._load(_unpack(sink.data)[1])
         self._applied = meta
 
     def close(self) -> None:
         """Nothing to do: what is not in the state file is in the log."""
 
     async def make_durable(self, packed: bytes) -> None:
-        """A received snapshot becomes the state file, unless that is newer already."""
+        """A received snapshot becomes the state file, unless that is newer already.
+
+        Only one that `install` will take: the file that it replaces may be all that holds our state.
+        Raises ValueError.
+        """
         meta, data = _unpack(packed)
+        self.check(data)
         async with self._writing:
             await self._make_durable(meta, lambda: data)
+
+    def _load(self, data: bytes) -> None:
+        """Raises ValueError whatever `load` meets: a snapshot that cannot be read is refused, and is no fault of ours."""
+        try:
+            self.load(data)
+        except Exception as error:
+            raise ValueError(f"the state cannot be read: {error!r}") from error
 
     async def _make_durable(self, meta: SnapshotMeta, dump: Callable[[], bytes]) -> None:
         if meta.index > self._durable:

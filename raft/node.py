@@ -71,7 +71,7 @@ class Node:
         self.core = core
         self.disks = disks or KnownDisks(core.id)
         self.fault: BaseException | None = None
-        self.on_fault: Callable[[BaseException], None] = lambda error: None
+        self._on_fault: Callable[[BaseException], None] = lambda error: None
         self._wal, self._transport, self._host, self._options = wal, transport, host, options
         self._rng = rng  # for the numbers of snapshot streams
         self._loop = asyncio.get_running_loop()
@@ -155,7 +155,18 @@ class Node:
         for task in self._tasks:
             task.cancel()
         self._host.turn_ended()
-        self.on_fault(error)
+        self._on_fault(error)
+
+    @property
+    def on_fault(self) -> Callable[[BaseException], None]:
+        """Hears of the fault that stopped the replica. An owner that comes after the fault hears of it at once."""
+        return self._on_fault
+
+    @on_fault.setter
+    def on_fault(self, hear: Callable[[BaseException], None]) -> None:
+        self._on_fault = hear
+        if self.fault is not None:
+            hear(self.fault)
 
     # ---- facts
 
@@ -435,7 +446,7 @@ class Node:
                 if self.core.log.durable_index < reply.last_index:
                     continue  # overtaken by a log that is not on our disk yet: the leader asks again
             if reply is not None:
-                self._transport.send([Envelope(self.core.id, envelope.sender, self.core.term, reply)])
+                self._tell(self.core.answer_chunk, envelope.sender, envelope.term, reply)
 
     def _install(self, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """The state machine first, then the log: a crash between the two restarts from the former.

@@ -28,6 +28,8 @@ acknowledgement would tell the new leader that a log matches which it never comp
   - AppendReply that refuses, or confirms what is on the disk already: back in the older term, an
     older leader could still truncate what this answer confirmed; the newer leader would ignore
     the follower's rejections from then on as outdated, and never repair its log.
+  - InstallSnapshotReply: what it confirms is durable already. Its term matters as that of the
+    AppendReply before: the leader counts the snapshot's index as matched.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from raft.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
+    InstallSnapshotReply,
     ReadIndex,
     ReadIndexReply,
     RequestVote,
@@ -48,7 +51,15 @@ from raft.ready import Ready, Write
 from raft.types import Entry, Index, NodeId, Term
 
 Promise = RequestVote | RequestVoteReply | AppendReply
-Statement = AppendEntries | AppendReply | RequestVoteReply | ReadIndex | ReadIndexReply | TimeoutNow
+Statement = (
+    AppendEntries
+    | AppendReply
+    | InstallSnapshotReply
+    | RequestVoteReply
+    | ReadIndex
+    | ReadIndexReply
+    | TimeoutNow
+)
 Question = RequestVote | RequestVoteReply
 
 

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from raft.types import Index
 
 MOST_PAUSE = 256  # heartbeats between two snapshot streams to a replica that fails to take them
+OLD_NEWS_BEATS = 8  # heartbeats after a snapshot in which answers from before it may still arrive
 
 
 class Mode(Enum):
@@ -44,6 +45,7 @@ class Progress:
     snapshot_index: Index = 0
     failed_snapshots: int = 0  # streams that ended without success, one after the other
     snapshot_pause: int = 0  # heartbeats until the next stream may begin
+    installing_beats: int = 0  # heartbeats in which `state_lost` may be older than the snapshot that came in
     in_flight: deque[tuple[Index, int]] = field(default_factory=deque)  # (last index, bytes)
     in_flight_bytes: int = 0
 
@@ -78,6 +80,7 @@ class Progress:
         """A heartbeat is due: what was out is lost or late by now."""
         self.probe_sent = False
         self.snapshot_pause = max(0, self.snapshot_pause - 1)
+        self.installing_beats = max(0, self.installing_beats - 1)
 
     @property
     def may_get_snapshot(self) -> bool:
@@ -89,6 +92,7 @@ class Progress:
         self.snapshot_out = False
         self.failed_snapshots = 0 if index else self.failed_snapshots + 1
         self.snapshot_pause = min(2**self.failed_snapshots, MOST_PAUSE) if self.failed_snapshots else 0
+        self.installing_beats = OLD_NEWS_BEATS if index else 0
         if self.mode is Mode.SNAPSHOT:
             self.matched(index)
             self.become_probe()
@@ -124,6 +128,13 @@ class Progress:
         begins = not self.snapshot_out and self.may_get_snapshot
         self.snapshot_out = self.snapshot_out or begins
         return begins
+
+    def begin_repair(self) -> bool:
+        """Whether a stream is to begin because it says that its state is lost.
+
+        Answers that it made before a snapshot was installed say so too, and may arrive afterwards.
+        """
+        return not self.installing_beats and self.begin_snapshot()
 
     def check(self) -> None:
         assert self.match_index < self.next_index

@@ -153,6 +153,8 @@ class MemoryEngine(InMemoryMachine):
             middle = offset + PAIR.size + key_length
             pairs[data[offset + PAIR.size : middle]] = data[middle : middle + value_length]
             offset = middle + value_length
+        if offset != len(data):
+            raise ValueError("the last pair is cut short")
         self._pairs = SortedDict(pairs)
 
 

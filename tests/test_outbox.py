@@ -13,6 +13,7 @@ from raft.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
+    InstallSnapshotReply,
     Message,
     ReadIndex,
     RequestVote,
@@ -168,3 +169,17 @@ def test_the_outbox_refuses_a_vote_and_a_campaign_on_the_early_ways() -> None:
     with pytest.raises(AssertionError, match="rests on the disk"):
         out.ask(2, 5, RequestVote(False, 0, 0))
     assert out.drain(None, ()).messages == (), "what was refused did not leave"
+
+
+def test_the_answer_to_a_chunk_waits_for_its_term_and_keeps_it() -> None:
+    raft = core()
+    raft.step(append(2, 3, (0, 0)))
+    answer = InstallSnapshotReply(7, 0, 5, False, 1)
+    raft.answer_chunk(2, 3, answer)
+    ready = raft.ready(0.0)
+    assert answer not in said(ready) and answer in promised(ready.write)
+    assert ready.write is not None
+    raft.written(ready.write)
+    raft.step(append(3, 4, (0, 0)))  # a newer term, which the disk does not know
+    raft.answer_chunk(2, 3, answer)
+    assert Envelope(1, 2, 3, answer) in raft.ready(0.0).messages

@@ -22,7 +22,7 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.progress import Mode
+from raft.progress import OLD_NEWS_BEATS, Mode
 from raft.quorum import Membership
 from raft.ready import Options
 from raft.reconfigure import reconfigure
@@ -160,6 +160,25 @@ def test_a_leader_sends_its_state_to_a_follower_whose_log_matches() -> None:
     core.snapshot_reported(2, 2)
     core.step(Envelope(2, 1, 1, AppendReply(True, 2, 0)))
     assert core.ready(0.0).snapshots_wanted == ()
+
+
+@pytest.mark.quick
+def test_an_answer_from_before_the_repair_asks_for_no_second_snapshot() -> None:
+    """A promise waits for the disk, and may say that the state is lost after the state came in."""
+    core = leader()
+    late = Envelope(2, 1, 1, AppendReply(True, 1, 0, state_lost=True))
+    core.step(late)
+    assert core.ready(0.0).snapshots_wanted == (2,)
+    core.snapshot_reported(2, 1)
+    for _ in range(3 * core.options.heartbeat_ticks):
+        core.step(late)
+        assert core.ready(0.0).snapshots_wanted == ()
+        core.tick(0.0)
+    for _ in range(OLD_NEWS_BEATS * core.options.heartbeat_ticks):
+        core.tick(0.0)
+        core.step(Envelope(3, 1, 1, AppendReply(True, 1, 0)))
+    core.step(late)
+    assert core.ready(0.0).snapshots_wanted == (2,), "it was lost once more"
 
 
 @pytest.mark.quick

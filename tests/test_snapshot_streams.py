@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
+import google_crc32c
 import pytest
 
+from raft.doors import Directory
+from raft.memory_state import FORMAT_VERSION, MAGIC, META, InMemoryMachine
 from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
 from raft.progress import MOST_PAUSE, Mode, Progress
+from raft.sealed import seal
+from raft.snapshot import SnapshotReceiver
+from raft.types import SnapshotMeta
+from shardctrler.machine import ControllerMachine
+from shardkv.engine import MemoryEngine
+from tests.sim.disk import SimDisk
 from tests.sim.raft_world import RaftWorld, in_world
 
 
@@ -99,6 +109,73 @@ async def test_done_is_said_once_the_new_base_of_the_log_is_durable(world: RaftW
     await world.until(lambda: done)
     await world.converge()
     assert world.core(leader).role.progress[late].mode is Mode.REPLICATE
+
+
+@in_world(3)
+async def test_an_owner_that_comes_after_the_fault_hears_of_it(world: RaftWorld) -> None:
+    """Between the start of its tasks and its owner's first look, a replica may meet a fault."""
+    node = world.replicas[1].node
+    node.on_fault = lambda error: None
+    fault = OSError("the disk failed")
+    node.fail(fault)
+    heard: list[BaseException] = []
+    node.on_fault = heard.append
+    assert heard == [fault]
+
+
+class Picky(InMemoryMachine):
+    """Takes only what begins with b"good"."""
+
+    def __init__(self, directory: Directory) -> None:
+        super().__init__(directory)
+        self.state = b"good"
+
+    def dump(self) -> bytes:
+        return self.state
+
+    def load(self, data: bytes) -> None:
+        if not data.startswith(b"good"):
+            raise KeyError("a field of version 3")
+        self.state = data
+
+
+@in_world(1)
+async def test_a_snapshot_that_is_refused_leaves_the_state_file_as_it_was(world: RaftWorld) -> None:
+    directory = SimDisk(Random(1)).open()
+    machine = Picky(directory)
+    machine._applied = SnapshotMeta(5, 1)
+    await machine.flush()
+
+    def chunk(data: bytes, stream: int) -> InstallSnapshot:
+        packed = seal(MAGIC, FORMAT_VERSION, META.pack(9, 1), data)
+        crc = int(google_crc32c.value(packed))
+        return InstallSnapshot(9, 1, len(packed), 0, packed, crc, stream)
+
+    receiver = SnapshotReceiver(lambda i: i > machine.applied.index, machine.open_sink, machine.install)
+    refused = await receiver.receive(chunk(b"bad", 1), 1)
+    assert refused is not None and not refused.done and machine.state == b"good"
+    again = Picky(directory)
+    again.recover()
+    assert again.applied == SnapshotMeta(5, 1)
+    machine._applied = SnapshotMeta(8, 1)
+    assert await machine.flush() == 8
+    again.recover()
+    assert again.applied == SnapshotMeta(8, 1), "what flush promised is on the disk"
+    taken = await receiver.receive(chunk(b"good and new", 2), 1)
+    assert taken is not None and taken.done
+    again.recover()
+    assert (again.applied, again.state) == (SnapshotMeta(9, 1), b"good and new")
+
+
+@pytest.mark.quick
+def test_both_machines_in_memory_refuse_what_they_cannot_read() -> None:
+    directory = SimDisk(Random(1)).open()
+    for machine in (ControllerMachine(directory), MemoryEngine(directory)):
+        before = machine.dump()
+        machine.check(before)
+        with pytest.raises(ValueError, match="cannot be read"):
+            machine.check(b"\xff" * 50)
+        assert machine.dump() == before
 
 
 @in_world(3)
