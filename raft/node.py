@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from raft.core import Raft
 from raft.doors import Transport
 from raft.errors import PeerFault, RaftError, Stopped
+from raft.first_fault import FirstFault
 from raft.host import Host
 from raft.incarnations import KnownDisks
 from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
@@ -55,7 +56,7 @@ class _NewBase:
     installed: bool = False  # by a snapshot: whoever sent it waits for this
 
 
-class Node:
+class Node(FirstFault):
     """Drives one `Raft`. All methods belong to the event loop's thread."""
 
     def __init__(
@@ -68,10 +69,9 @@ class Node:
         rng: Random,
         disks: KnownDisks | None = None,
     ) -> None:
+        super().__init__()
         self.core = core
         self.disks = disks or KnownDisks(core.id)
-        self.fault: BaseException | None = None
-        self._on_fault: Callable[[BaseException], None] = lambda error: None
         self._wal, self._transport, self._host, self._options = wal, transport, host, options
         self._rng = rng  # for the numbers of snapshot streams
         self._loop = asyncio.get_running_loop()
@@ -155,18 +155,7 @@ class Node:
         for task in self._tasks:
             task.cancel()
         self._host.turn_ended()
-        self._on_fault(error)
-
-    @property
-    def on_fault(self) -> Callable[[BaseException], None]:
-        """Hears of the fault that stopped the replica. An owner that comes after the fault hears of it at once."""
-        return self._on_fault
-
-    @on_fault.setter
-    def on_fault(self, hear: Callable[[BaseException], None]) -> None:
-        self._on_fault = hear
-        if self.fault is not None:
-            hear(self.fault)
+        self.on_fault(error)
 
     # ---- facts
 
