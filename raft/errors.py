@@ -73,7 +73,11 @@ class CorruptLog(StorageError):
     """A record before the log's tail is damaged. The replica refuses to start on it."""
 
     def __init__(self, file: str, offset: int, why: str) -> None:
-        super().__init__(f"{file}: damaged at byte {offset}: {why}")
+        super().__init__(
+            f"{file}: damaged at byte {offset}: {why}. What this replica promised may be lost: move its data "
+            "directory away, start a new replica on an empty one with --join, and let that in with "
+            "`shardkv admin member replace`"
+        )
         self.file, self.offset, self.why = file, offset, why
 
 

@@ -253,7 +253,11 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
                 raise CorruptLog(name, offset, str(error)) from None
         if reader.torn_at is not None:
             recovered.cut_bytes = len(reader.data.rstrip(b"\0")) - reader.torn_at
-            log.warning("%s: cut %d bytes of an unfinished write", name, recovered.cut_bytes)
+            log.warning(
+                "%s: cut %d bytes of an unfinished write (damage to the last batch looks the same)",
+                name,
+                recovered.cut_bytes,
+            )
         if reader.is_last:
             offset, _, records = batches[-1]
             end = offset + BATCH_HEADER.size + len(records)

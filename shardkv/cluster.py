@@ -73,6 +73,16 @@ class Process:
             return threads > 1
         return self.data.encode() in command.split(b"\0")
 
+    @property
+    def listens(self) -> bool:
+        """Whether something takes connections at its address: it does so once its data is open."""
+        host, _, port = (self.listen or self.address).rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), 1.0).close()
+        except OSError:
+            return False
+        return True
+
 
 @dataclass
 class Cluster:

@@ -76,7 +76,11 @@ class Identity:
     @classmethod
     def decode(cls, data: bytes) -> Identity:
         """Raises ValueError for damage and for another format."""
-        fields = json.loads(data)
+        try:
+            fields = json.loads(data)
+        except ValueError:
+            what = "is cut short or overwritten" if data.strip(b"\0 \n") else "is empty"
+            raise ValueError(f"damaged: the file {what}, so nobody knows whose data this is") from None
         if not isinstance(fields, dict):
             raise ValueError("no identity")
         if fields.get("format") != FORMAT:  # first, for the formats before the fourth have no checksum

@@ -88,11 +88,12 @@ HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
 class StateDamaged(Exception):
-    """This replica met damage in its state and stopped. That is noted: the next start has it repaired."""
+    """This replica met damage in its state and stopped. Once that is noted, the next start has it repaired."""
 
-    def __init__(self, error: DamagedState, pause_seconds: float) -> None:
-        super().__init__(str(error))
-        self.pause_seconds = pause_seconds
+    def __init__(self, damage: DamagedState, pause_seconds: float | None) -> None:
+        """`pause_seconds`: before the next start; None where the disk was too full to note the damage."""
+        super().__init__(str(damage))
+        self.damage, self.pause_seconds = damage, pause_seconds
 
 
 def clock_ms() -> int:
@@ -151,11 +152,35 @@ async def serve(options: ProcessOptions) -> None:
         with private_socket(guarded=options.tls is not None) as (name, path):
             await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
     except DamagedState as error:  # of a replica that was running
-        raise StateDamaged(error, await note_damage(directory, error, clock_ms())) from None
+        raise StateDamaged(error, await noted(directory, error)) from None
     finally:
         if watching is not None:
             watching.cancel()
         directory.close()
+
+
+async def noted(directory: RealDirectory, damage: DamagedState) -> float | None:
+    """See `note_damage`; None where the disk is full. Raises OSError for any other failure."""
+    try:
+        return await note_damage(directory, damage, clock_ms())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return None
+
+
+def note_when_room(options: ProcessOptions, damage: DamagedState) -> float:
+    """Wait for room and note the damage: until then no start may trust the state. Raises OSError."""
+    while True:
+        _wait_for_room(options)
+        directory = RealDirectory(options.data)
+        try:
+            pause = asyncio.run(noted(directory, damage))
+        finally:
+            directory.close()
+        if pause is not None:
+            return pause
+        time.sleep(room.WATCH_SECONDS)  # a quota, say, of which free_bytes knows nothing
 
 
 def _on_loop(loop: asyncio.AbstractEventLoop, replica: ReplicatedMachine, fault: BaseException) -> None:
@@ -350,13 +375,20 @@ def run(options: ProcessOptions) -> int:
             file=sys.stderr,
             flush=True,
         )
-        if error.pause_seconds:
+        pause = error.pause_seconds
+        if pause is None:
+            try:
+                pause = note_when_room(options, error.damage)
+            except OSError as failed:
+                print(f"shardkv: the disk failed, and the damage is not noted: {failed}", file=sys.stderr)
+                return 1
+        if pause:
             print(
-                f"shardkv: damage was found again and again: the disk itself is suspect. Waiting {error.pause_seconds:g} s",
+                f"shardkv: damage was found again and again: the disk itself is suspect. Waiting {pause:g} s",
                 file=sys.stderr,
                 flush=True,
             )
-            time.sleep(error.pause_seconds)  # SIGTERM ends us
+            time.sleep(pause)  # SIGTERM ends us
         os.execv(sys.executable, sys.orig_argv)  # a fresh start: what was read beside the damage may be wrong
     except OSError as error:
         print(f"shardkv: the disk failed, and this replica stopped: {error}", file=sys.stderr)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +11,12 @@ from pathlib import Path
 import pytest
 
 from bench.live import Appenders, LiveCluster, attempt
+from raft.damage import DamageBook
+from raft.disk import RealDirectory
+from raft.errors import DamagedState, WrongDirectory
+from shardkv.identity import Identity, read_identity
+from shardkv.options import ProcessOptions
+from shardkv.process import note_when_room, noted
 from tests.test_members import joining
 from tests.test_processes import serve
 
@@ -85,3 +93,61 @@ def test_up_does_not_start_a_replica_whose_directory_is_empty() -> None:
         assert up.returncode == 0 and f"{lost.address} is not started" in up.stderr, up.stderr
         assert "3 of 4 processes started" in up.stdout and "member replace 1 1 1=" in up.stderr
         assert clerk.get("k") == b"v"
+
+
+def test_up_names_a_replica_that_ends_at_once_and_starts_the_others() -> None:
+    with LiveCluster(groups=1, controllers=1, replicas=3) as live, live.clerk() as clerk:
+        clerk.put("k", "v")
+        cluster = live.cluster()
+        hurt = next(p for p in cluster.processes if p.role == "group" and p.address != live.leader(1).address)
+        cluster.kill(hurt)
+        first = min(Path(hurt.data).glob("wal-*.log"))
+        data = bytearray(first.read_bytes())
+        data[100] ^= 1  # far before the tail
+        first.write_bytes(data)
+        up = attempt(
+            live, "up", "--data", str(live.directory), "--detach", *["--groups", "1", "--controllers", "1"]
+        )
+        assert up.returncode == 1 and "first put and get" in up.stdout, up.stderr
+        assert f"! group at {hurt.address} ended: " in up.stderr and "damaged at byte" in up.stderr
+        assert "move its data directory away" in up.stderr
+        assert clerk.get("k") == b"v"
+
+
+def test_an_identity_that_is_empty_or_cut_is_refused_in_plain_words(tmp_path: Path) -> None:
+    directory = RealDirectory(tmp_path)
+    whole = Identity("c", 1, 1, "memory", 7, {1: "n1"}).encode()
+    for data, why in (
+        (b"", "empty"),
+        (bytes(64), "empty"),
+        (whole[:40], "cut short"),
+        (b"\xff" * 9, "cut short"),
+    ):
+        (tmp_path / "identity.json").write_bytes(data)
+        with pytest.raises(WrongDirectory, match=f"identity.json: damaged: the file is {why}"):
+            read_identity(directory, str(tmp_path))
+    directory.close()
+
+
+def test_damage_that_a_full_disk_cannot_note_is_noted_before_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = [True, True]  # for so many writes
+
+    async def replace(self: RealDirectory, name: str, data: bytes) -> None:
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, "no space left on device")
+        await original(self, name, data)
+
+    original = RealDirectory.replace
+    monkeypatch.setattr(RealDirectory, "replace", replace)
+    options = ProcessOptions(1, ("n1:1",), tmp_path, "c", 1, reserve_bytes=0)
+    damage = DamagedState("000009.sst", "block checksum mismatch")
+    directory = RealDirectory(tmp_path)
+    assert asyncio.run(noted(directory, damage)) is None
+    directory.close()
+    assert note_when_room(options, damage) == 0.0 and not full
+    directory = RealDirectory(tmp_path)
+    present = DamageBook.load(directory).present
+    directory.close()
+    assert present is not None and present.file == "000009.sst", "the next start sets the state aside"

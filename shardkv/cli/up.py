@@ -17,6 +17,7 @@ from shardctrler.query import AdminRefused, ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import (
     DEFAULT_DATA,
+    REFUSED,
     UNREACHABLE,
     Failed,
     find_login,
@@ -27,12 +28,13 @@ from shardkv.cli.common import (
     use_login,
     use_tls,
 )
-from shardkv.cluster import MANIFEST, Cluster, ClusterError, interrupted_by_signals
+from shardkv.cluster import MANIFEST, Cluster, ClusterError, Process, interrupted_by_signals
 from shardkv.observe.overview import Overview, problems, wait_settled
 from shardkv.options import NODE
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5
+BEGIN_SECONDS = 10.0  # for a process to listen, or to say why it cannot
 
 
 @click.command()
@@ -84,6 +86,8 @@ def up(
             cluster.stop(down)  # what ran before goes on
             raise Failed(str(error)) from None
         if detach:
+            if not _all_stay(cluster, started):
+                sys.exit(REFUSED)
             return
         click.echo("Ctrl-C stops the cluster.")
         _watch(cluster, interrupted)
@@ -216,6 +220,20 @@ def _first_operations(cluster: Cluster) -> None:
             raise Failed(f"the first get answered {value!r}")
         clerk.delete(key)
     click.echo(f"first put and get: {value.decode()!r} in {took:.1f} ms")
+
+
+def _all_stay(cluster: Cluster, started: list[Process]) -> bool:
+    """Wait until each of these listens or has ended; name those that ended. The others go on."""
+    deadline = time.monotonic() + BEGIN_SECONDS
+    waiting = list(started)
+    while waiting and time.monotonic() < deadline:  # one that reads a long log is still at it then
+        waiting = [process for process in waiting if process.running and not process.listens]
+        time.sleep(0.05)
+    ended = [process for process in started if not process.running]
+    for process in ended:
+        words = cluster.last_words(process)
+        click.echo(f"! {process.role} at {process.address} ended: {words}", err=True)
+    return not ended
 
 
 def _watch(cluster: Cluster, interrupted: Callable[[], bool]) -> None:
