@@ -52,9 +52,9 @@ from shardkv.tables import (
     APPLIED_KEY,
     Interrupted,
     RocksOptions,
-    check_ended,
     overlap,
     read_applied,
+    read_to_end,
     rocks_options,
     sync_directory,
     verify_range,
@@ -80,6 +80,10 @@ class RocksEngine:
         self._writing = WriteOptions()
         self._writing.disable_wal = True
         self._name = read_current(directory) or self._create()
+        # CURRENT and SUMS were perhaps renamed just before a crash: what they say must be durable
+        # before the database that an older CURRENT names is removed.
+        sync_directory(directory)
+        sync_directory(self._path)
         for leftover in directory.iterdir():
             if leftover.is_dir() and leftover.name != self._name:
                 shutil.rmtree(leftover)
@@ -236,12 +240,10 @@ class RocksEngine:
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         reading = ReadOptions()
         reading.set_iterate_upper_bound(end)
-        last = None
-        for last in self._db.items(from_key=start, read_opt=reading):
-            yield last
+        iterator = self._db.iter(reading)
+        iterator.seek(start)
         try:
-            # `items` hides an error as the end, but an iterator that can be asked takes a third longer.
-            check_ended(self._db, reading, start if last is None else last[0] + b"\0")
+            yield from read_to_end(iterator)
         except Exception as error:
             raise self._failed(error) from None
 
@@ -378,14 +380,15 @@ class RocksEngine:
         """The received database becomes ours: renamed, opened and looked at, and only then named in CURRENT.
 
         Raises ValueError when the received database cannot be used, and OSError when our disk
-        fails; the old one then stays in use.
+        fails; the old one then stays in use. Where writing CURRENT fails, CURRENT may name either
+        database, so both stay until the next start has read it.
         """
         assert isinstance(sink, CheckpointSink) and sink.sums is not None
         old, old_path = self._db, self._path
-        name = f"db-{int(self._name.rpartition('-')[2]) + 1}"
+        # Above every other number: CURRENT may name a database whose install failed late.
+        name = f"db-{max(int(path.name[3:]) for path in self._directory.glob('db-*')) + 1}"
         path, database = self._directory / name, None
         try:
-            shutil.rmtree(path, ignore_errors=True)
             sink.path.rename(path)
             sync_directory(self._directory)
             sums = Sums(path, sink.sums.files)
@@ -395,7 +398,6 @@ class RocksEngine:
             if applied != meta:
                 raise ValueError(f"the received database is of {applied}, not of {meta}")
             sums.note(())  # the files that RocksDB has made when it opened
-            write_current(self._directory, name)
         except Exception as error:
             if database is not None:
                 database.close()
@@ -404,6 +406,11 @@ class RocksEngine:
             if isinstance(fault, DamagedState):
                 raise ValueError(str(fault)) from None
             raise fault from None
+        try:
+            write_current(self._directory, name)
+        except OSError:
+            database.close()
+            raise
         self._end_views()
         self._name, self._db, self._sums, self._unproven = name, database, sums, set()
         self._applied, self._durable = applied, applied.index
@@ -434,11 +441,8 @@ class RocksView:
             raise ViewGone("the replica has taken another's snapshot in")
         # Above the key of the applied index, which is the engine's own.
         iterator.seek(max(start, APPLIED_KEY + b"\0"))
-        while iterator.valid():
-            yield iterator.key(), iterator.value()
-            iterator.next()
         try:
-            iterator.status()  # an iterator that met damage is not valid any more, as at the end
+            yield from read_to_end(iterator)
         except Exception as error:
             raise self._failed(error) from None
 

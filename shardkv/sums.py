@@ -136,12 +136,24 @@ class Sums:
             for name in sorted(present):
                 try:
                     if self._is_news(name, tables):
-                        files[name] = hash_file(self._directory / name)
+                        files[name] = self._durable_hash(name)
                 except FileNotFoundError:  # removed meanwhile
                     files.pop(name, None)
             if files != self.files:
                 self.files = files
                 self._save()
+
+    def _durable_hash(self, name: str) -> FileSum:
+        """The file's hash, once all bytes that it covers are durable: SUMS must not know of more than a crash leaves.
+
+        RocksDB syncs its tables before it uses them, but appends to its MANIFEST on a thread of its own.
+        """
+        path = self._directory / name
+        found = hash_file(path)
+        if not TABLE.fullmatch(name):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        return found
 
     def _is_news(self, name: str, tables: Collection[str]) -> bool:
         """Whether the file is new, or has changed as only RocksDB changes it. Raises DamagedState."""

@@ -6,15 +6,13 @@ just ends. Whoever iterates must ask the iterator for its status afterwards.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rocksdict import (
     AccessType,
@@ -97,37 +95,44 @@ def verify_blocks(path: Path, options: RocksOptions, pace: Pace = at_once) -> Sn
 
 
 def verify_range(database: Rdict, start: bytes, end: bytes | None, pace: Pace = at_once) -> None:
-    """Read every key in [start, end). Raises what RocksDB raises, OSError, Interrupted.
+    """Read every key in [start, end). Raises what RocksDB raises, Interrupted.
 
-    The work is done in small pieces with a rest as long between them, so that other threads go on.
+    The database may be written to meanwhile: what is read is as it was at the call. The work is done in small pieces with a rest as long between them, so that other threads go on.
     """
     reading = ReadOptions()
     reading.set_verify_checksums(True)
     if end is not None:
         reading.set_iterate_upper_bound(end)
-    keys, last = database.keys(from_key=start, read_opt=reading), start
-    while True:
+    iterator = database.iter(reading)
+    iterator.seek(start)
+    valid, move = iterator.valid, iterator.next
+    while valid():
         pace(0)
         began = time.perf_counter()
-        piece = deque(islice(keys, VERIFY_KEYS), maxlen=1)
-        if not piece:
-            break
-        last = piece[0] + b"\0"
+        for _ in range(VERIFY_KEYS):
+            if not valid():
+                break
+            move()
         time.sleep(min(0.01, time.perf_counter() - began))
-    check_ended(database, reading, last)
+    check_ended(iterator)
 
 
-def check_ended(database: Rdict, reading: ReadOptions, after: bytes) -> None:
-    """There is nothing from `after` on, and RocksDB could see that. Raises what RocksDB raises, or OSError.
+def read_to_end(iterator: Any) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs from where the iterator stands. Raises what RocksDB raises."""
+    valid, key, value, move = iterator.valid, iterator.key, iterator.value, iterator.next
+    while valid():
+        yield key(), value()
+        move()
+    check_ended(iterator)
 
-    rocksdict's fast iterators (`items`, `keys`) hide an error as the end. This asks again from
-    where one ended, which meets the same damage.
+
+def check_ended(iterator: Any) -> None:
+    """An iterator that is not valid any more met the end, and no damage. Raises what RocksDB raises.
+
+    The same iterator is asked that was read: another may see what was written since. rocksdict's
+    fast iterators (`items`, `keys`) hide an error as the end, and cannot be asked.
     """
-    iterator = database.iter(reading)
-    iterator.seek(after)
     iterator.status()
-    if iterator.valid():
-        raise OSError(errno.EIO, "RocksDB: an iterator ended before its end; the disk failed for a moment")
 
 
 def sync_directory(path: Path) -> None:

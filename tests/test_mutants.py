@@ -36,7 +36,7 @@ from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
 from raft.snapshot import SnapshotReceiver
 from shardctrler.claims import Claims
-from shardkv import commands, layout, lending, rocks
+from shardkv import commands, layout, lending, tables
 from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import Cursor
 from shardkv.engine import MemoryEngine
@@ -676,7 +676,7 @@ def the_header_of_the_state_file_is_unchecked(patch: pytest.MonkeyPatch) -> None
 
 
 def the_status_of_an_iterator_is_unchecked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rocks, "check_ended", lambda database, reading, after: None)
+    patch.setattr(tables, "check_ended", lambda iterator: None)
 
 
 def no_sync_at_append(patch: pytest.MonkeyPatch) -> None:

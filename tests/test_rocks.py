@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ import pytest
 
 from raft.errors import DamagedState, StorageError
 from raft.types import SnapshotMeta
+from shardkv import tables
 from shardkv.checkpoint import CheckpointSink, CheckpointSource, read_manifest
 from shardkv.engine import ViewGone
 from shardkv.rocks import RocksEngine
 from shardkv.scrub import Scrub
 from shardkv.sums import Sums, hash_file, is_covered
-from shardkv.tables import RocksOptions, at_once
+from shardkv.tables import RocksOptions, at_once, verify_range
 
 KEYS = 4000
 META = SnapshotMeta(7, 2)
@@ -462,6 +464,88 @@ def test_closing_lets_the_directory_go_even_when_it_meets_damage(tmp_path: Path)
     assert isinstance(heard[0], DamagedState) and heard[0].file == str(manifest)
     flip(manifest, 20, 1)
     RocksEngine(tmp_path).close()
+
+
+@pytest.mark.quick
+def test_writes_meanwhile_are_no_damage_to_whoever_reads(tmp_path: Path) -> None:
+    """A key appears behind the last that a reading saw, where the table ends with deleted keys."""
+    engine = filled(tmp_path)
+
+    def write(count: int) -> None:
+        engine.write([], {b"d%06d" % (KEYS - 1): b"new"}, SnapshotMeta(9, 2))
+
+    for read in (
+        lambda: verify_range(engine._db, b"d", b"e", write),
+        lambda: [write(0) for _ in engine.scan(b"d", b"d%06d" % KEYS)],
+    ):
+        engine.write([], {b"d%06d" % n: None for n in range(KEYS - 10, KEYS)}, SnapshotMeta(8, 2))
+        read()
+    engine.close()
+
+
+def test_an_install_whose_current_may_be_written_keeps_both_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+    sync = tables.sync_directory
+
+    def fail(path: Path) -> None:
+        if path == tmp_path / "taker" and b"db-1" not in (path / "CURRENT").read_bytes():
+            raise OSError(errno.EIO, "the rename is not known to be durable")
+        sync(path)
+
+    async def attempt() -> None:
+        source = await giver.open_snapshot()
+        sink = taker.open_sink(META)
+        await stream_into(source, sink, lambda data: data)
+        monkeypatch.setattr(tables, "sync_directory", fail)
+        with pytest.raises(OSError):
+            taker.install(META, sink)
+        monkeypatch.undo()
+        source.close()
+
+    asyncio.run(attempt())
+    assert taker.applied == SnapshotMeta(0, 0)
+    taker.close()
+    taker = RocksEngine(tmp_path / "taker")  # CURRENT names the new one, which must be there
+    assert taker.applied == META and taker.get(b"d000001") == b"1" * 20
+    taker.close()
+    giver.close()
+
+
+@pytest.mark.quick
+def test_what_a_hash_covers_is_durable_before_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    engine = filled(tmp_path)
+    names = {name for name in engine.files() if not name.endswith(".sst")}
+    engine.close()
+    monkeypatch.setattr(os, "fsync", note)
+    Sums(tmp_path / "db-1", {}).note(())
+    assert len(names) >= 5 and names <= set(synced[: synced.index("SUMS.tmp")])
+
+
+@pytest.mark.quick
+def test_what_current_says_is_durable_before_another_database_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path).close()
+    leftover = tmp_path / "db-2"
+    leftover.mkdir()
+    synced: list[Path] = []
+
+    def note(path: Path) -> None:
+        if leftover.exists():
+            synced.append(path)
+
+    monkeypatch.setattr("shardkv.rocks.sync_directory", note)
+    RocksEngine(tmp_path).close()
+    assert {tmp_path, tmp_path / "db-1"} <= set(synced) and not leftover.exists()
 
 
 # ---- the scrub
