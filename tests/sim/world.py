@@ -401,7 +401,9 @@ class World:
                 rows = machine.ownership.rows.values()
                 peers = [peer.gid for row in rows for peer in (row.peer, *(p.peer for p in row.queue)) if peer]
                 busy = any(row.state is not State.ABSENT or row.queue for row in rows)
-                if gid in peers or (other == gid and (busy or machine.ownership.config_num < newest)):
+                # One that has not learnt of a move yet will ask the group about it: also for what it gave up.
+                behind = machine.ownership.joins[0] > 0 and machine.ownership.config_num < newest
+                if gid in peers or behind or (other == gid and busy):
                     return False
         return newest > 0
 
