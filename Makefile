@@ -8,7 +8,7 @@ PROTOS := $(wildcard proto/*/*.proto)
 SEEDS ?= 200
 CHAOS_SECONDS ?= 60
 
-.PHONY: up venv test lint unit proto proto-check sim-soak chaos acceptance bench bench-vs-etcd bench-scale clean
+.PHONY: up venv test lint unit proto proto-check sim-soak mutants chaos acceptance bench bench-vs-etcd bench-scale clean
 
 up: venv
 	$(BIN)/shardkv up
@@ -41,6 +41,10 @@ proto-check: venv
 # The whole cluster in virtual time, SEEDS times, with every fault; stops at the first failure.
 sim-soak: venv
 	$(BIN)/python -m tests.sim.soak --seeds $(SEEDS)
+
+# The mutants that whole simulated clusters have to find, each within its bound of seeds; an hour or so.
+mutants: venv
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m soak tests/test_mutants.py
 
 # Real processes for CHAOS_SECONDS: killed, stopped, cut off and rearranged under load; then judged.
 chaos: venv

@@ -796,8 +796,19 @@ def seeds_until_found(mutant: Patch) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-@pytest.mark.timeout(600)
+# A mutant that whole clusters have to find takes minutes: `make mutants` plants these.
+CASES = [
+    pytest.param(
+        mutant,
+        id=mutant.__name__,
+        marks=[pytest.mark.soak] if story in (cluster_story, take_back_story, lost_groups_story) else [],
+    )
+    for mutant, (story, _) in MUTANTS.items()
+]
+
+
+@pytest.mark.parametrize("mutant", CASES)
+@pytest.mark.timeout(1200)
 def test_the_simulation_finds(mutant: Patch) -> None:
     found = seeds_until_found(mutant)
     logging.disable(logging.NOTSET)
