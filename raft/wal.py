@@ -75,6 +75,14 @@ class Recovered:
     def last_index(self) -> Index:
         return self.base_index + len(self.entries)
 
+    def hard_state_beside(self, applied_term: Term) -> HardState:
+        """The hard state of a replica whose state machine has an entry of `applied_term`.
+
+        A snapshot may be installed before its leader's term is on this disk (raft soak, seed 176). Had this
+        replica voted in that term, the log would know the term: a vote leaves only after it.
+        """
+        return self.hard_state if applied_term <= self.hard_state.term else HardState(applied_term)
+
     def replay_entry(self, entry: Entry) -> None:
         """An entry takes the place of what was at its index and after (§5.3)."""
         if entry.index <= self.base_index:
