@@ -431,7 +431,7 @@ async def open_replica(
         id,
         Memberships(applied.index, known, entries),
         Log(recovered.base_index, recovered.base_term, entries),
-        recovered.hard_state_beside(applied.term),
+        await wal.hard_state_beside(applied.term),
         applied.index,
         rng,
         options.node.core,

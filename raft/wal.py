@@ -75,14 +75,6 @@ class Recovered:
     def last_index(self) -> Index:
         return self.base_index + len(self.entries)
 
-    def hard_state_beside(self, applied_term: Term) -> HardState:
-        """The hard state of a replica whose state machine has an entry of `applied_term`.
-
-        A snapshot may be installed before its leader's term is on this disk (raft soak, seed 176). Had this
-        replica voted in that term, the log would know the term: a vote leaves only after it.
-        """
-        return self.hard_state if applied_term <= self.hard_state.term else HardState(applied_term)
-
     def replay_entry(self, entry: Entry) -> None:
         """An entry takes the place of what was at its index and after (§5.3)."""
         if entry.index <= self.base_index:
@@ -159,6 +151,16 @@ class Wal:
         if entries:
             segment = self._segments[-1]
             segment.last_index = max(segment.last_index, entries[-1].index)
+
+    async def hard_state_beside(self, applied_term: Term) -> HardState:
+        """The hard state of a replica whose state machine has an entry of `applied_term`; durable on return.
+
+        A snapshot may be installed before its leader's term is on this disk (raft soak, seed 176). Had this
+        replica voted in that term, the log would know the term: a vote leaves only after it.
+        """
+        if applied_term > self._hard_state.term:
+            await self.append(HardState(applied_term), ())
+        return self._hard_state
 
     async def set_base(self, index: Index, term: Term) -> None:
         """The state machine is durable up to `index`: note it, and remove what only the past needs."""
