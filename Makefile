@@ -8,17 +8,26 @@ PROTOS := $(wildcard proto/*/*.proto)
 SEEDS ?= 200
 CHAOS_SECONDS ?= 60
 
-.PHONY: up venv test lint unit proto proto-check sim-soak mutants chaos acceptance bench bench-vs-etcd bench-scale clean
+.PHONY: up run venv test lint unit proto proto-check sim-soak mutants chaos acceptance bench bench-vs-etcd bench-scale clean
 
-up: venv
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+up: run
 	$(BIN)/shardkv up
 
+# What a cluster needs, and no test tools: a newcomer's first minute.
+run: $(VENV)/.run
+# Everything.
 venv: $(VENV)/.done
 
-$(VENV)/.done: pyproject.toml
+$(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "shardkv needs Python 3.11 or later"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e '.[web,backup,certs]'
+	touch $@
+
+$(VENV)/.done: $(VENV)/.run
+	$(PIP) -e '.[dev]'
 	touch $@
 
 test: lint proto-check unit
