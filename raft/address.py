@@ -25,3 +25,15 @@ def split_address(address: str) -> tuple[str, int]:
     if not sound:
         raise ValueError(f"{address[:64]!r} is not host:port with a port from 1 to 65535")
     return host, int(port)
+
+
+def split_addresses(text: str) -> tuple[str, ...]:
+    """host:port,… to a tuple. Raises ValueError."""
+    addresses = [part.strip() for part in text.split(",") if part.strip()]
+    for address in addresses:
+        split_address(address)
+    if len(set(addresses)) != len(addresses):
+        raise ValueError("an address stands twice")
+    if not addresses:
+        raise ValueError("no addresses")
+    return tuple(addresses)

@@ -8,10 +8,11 @@ the simulator puts numbers there, and runs everything else unchanged.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from raft.messages import Envelope
-from raft.types import NodeId
+if TYPE_CHECKING:  # clients use these doors too, and need no messages of Raft
+    from raft.messages import Envelope
+    from raft.types import NodeId
 
 
 class File(Protocol):

@@ -1,12 +1,10 @@
-"""What one server process is told about itself, and how addresses are written."""
+"""What one server process is told about itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raft.address import split_address
 from raft.gate import Login
 from raft.rsm import ReplicaOptions
 from raft.tls import Tls
@@ -59,15 +57,3 @@ class ProcessOptions:
     def addresses(self) -> dict[int, str]:
         """The group's first members; none for one that joins."""
         return {} if self.joins_as else dict(enumerate(self.peers, 1))
-
-
-def split_addresses(text: str) -> tuple[str, ...]:
-    """host:port,… to a tuple. Raises ValueError."""
-    addresses: Sequence[str] = [part.strip() for part in text.split(",") if part.strip()]
-    for address in addresses:
-        split_address(address)
-    if len(set(addresses)) != len(addresses):
-        raise ValueError("an address stands twice")
-    if not addresses:
-        raise ValueError("no addresses")
-    return tuple(addresses)

@@ -36,7 +36,7 @@ def parsed(arguments: list[str], environment: dict[str, str] | None = None) -> d
         context = click.Context(main, info_name="shardkv")
         while isinstance(command, click.Group):
             name, *arguments = arguments
-            command = command.commands[name]
+            command = command.get_command(context, name)
             context = command.make_context(
                 name, list(arguments), parent=context, **{"resilient_parsing": False}
             )
@@ -52,7 +52,10 @@ def parsed(arguments: list[str], environment: dict[str, str] | None = None) -> d
 def commands(command: click.Command) -> Iterator[click.Command]:
     yield command
     if isinstance(command, click.Group):
-        for each in command.commands.values():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            each = command.get_command(context, name)
+            assert each is not None, name
             yield from commands(each)
 
 

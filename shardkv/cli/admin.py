@@ -12,6 +12,7 @@ import click
 from rich.filesize import decimal
 from rich.progress import Progress
 
+from raft.address import split_addresses
 from raft.answers import Code, parse
 from raft.doors import Unreachable
 from raft.rpc import TcpDialer
@@ -35,8 +36,8 @@ from shardkv.cli.common import (
     text,
     timeout_option,
 )
+from shardkv.cli.lazy import LazyGroup
 from shardkv.observe.overview import Overview, look, moves, problems, role_of, wait_settled
-from shardkv.options import split_addresses
 
 T = TypeVar("T")
 wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")
@@ -68,7 +69,17 @@ def with_session(controllers: str | None, work: Callable[[Session], Awaitable[T]
     return run_async(run())
 
 
-@click.group()
+# Each of these is a file of its own, which `admin join` need not import.
+ELSEWHERE = {
+    "access": "users:access",
+    "check": "check:check",
+    "damage": "damage:damage",
+    "member": "members:member",
+    "user": "users:user",
+}
+
+
+@click.group(cls=LazyGroup, lazy={name: f"shardkv.cli.{where}" for name, where in ELSEWHERE.items()})
 def admin() -> None:
     """Change and look at the shard map."""
 
@@ -111,9 +122,9 @@ async def _why_not(session: Session, timeout: float, wait_timeout: float) -> str
 
 
 async def _wait(session: Session, wait_timeout: float, output: str) -> bool:
-    if output == "json" or not console.is_terminal:
+    if output == "json" or not console().is_terminal:
         return await wait_settled(session.overview, wait_timeout, lambda serving, total: None)
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console(), transient=True) as bar:
         task = bar.add_task("shards serving", total=None)
         return await wait_settled(
             session.overview,

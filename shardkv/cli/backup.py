@@ -89,9 +89,9 @@ def _bar() -> Progress:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeElapsedColumn(),
-        console=console,
+        console=console(),
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console().is_terminal,
     )
 
 
@@ -192,7 +192,7 @@ def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
     async def run() -> Manifest:
         manifest = await catalog.find(store, id)
         total = sum(len(part.chunks) + len(part.log) for part in manifest.groups.values())
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with Progress(console=console(), transient=True, disable=not console().is_terminal) as bar:
             task = bar.add_task("chunks", total=total)
             await catalog.verify(store, manifest, lambda count: bar.update(task, completed=count))
         return manifest

@@ -38,7 +38,7 @@ class LiveView:
     def __init__(self, keys: int, shown: bool) -> None:
         self._keys, self._loaded = keys, 0
         self._figures = Figures()
-        self._live = Live(console=console, transient=True, auto_refresh=False) if shown else None
+        self._live = Live(console=console(), transient=True, auto_refresh=False) if shown else None
 
     def __enter__(self) -> LiveView:
         if self._live is not None:
@@ -175,7 +175,7 @@ def bench(
         find_login(),
     )
     began = time.monotonic()
-    with LiveView(keys, shown=output == "table" and console.is_terminal) as view:
+    with LiveView(keys, shown=output == "table" and console().is_terminal) as view:
         try:
             figures = run(job, view.loaded, view.interval)
         except WorkerFailed as error:

@@ -53,7 +53,7 @@ def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeo
         found: list[GroupCheck] = []
         failed: dict[int, str] = {}
         columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        with Progress(*columns, console=console(), transient=True, disable=not console().is_terminal) as bar:
 
             async def one(gid: int, addresses: Sequence[str]) -> None:
                 read: dict[str, int] = {}

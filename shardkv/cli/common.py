@@ -11,21 +11,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from client.blocking import background_loop
-from client.errors import DeadlineExceeded, ShardKVError, Unavailable
+from raft.address import split_addresses
 from raft.gate import Login
 from raft.tls import BadCertificate, Tls
-from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
-from shardkv.backup.errors import BackupError
-from shardkv.options import split_addresses
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 REFUSED, UNREACHABLE = 1, 3
@@ -34,7 +31,13 @@ MANIFEST = "cluster.json"
 
 PLAIN_COLUMNS = 140  # where the output is no terminal
 
-console = Console(width=None if sys.stdout.isatty() else PLAIN_COLUMNS)
+
+@cache
+def console() -> Console:
+    """Where tables and progress go. Imported when first used: `get` and `health` need no tables."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PLAIN_COLUMNS)
 
 
 class Failed(Exception):
@@ -59,21 +62,39 @@ def handled(command: Callable[..., T]) -> Callable[..., T]:
             return command(*arguments, **options)
         except Failed as error:
             fail(str(error), error.status)
-        except (ControllerUnavailable, Unavailable, DeadlineExceeded) as error:
-            fail(f"{error}. Is the cluster up? `shardkv admin status` shows what answers", UNREACHABLE)
-        except AccessDenied as error:
-            fail(f"PermissionDenied: {error}", REFUSED)
-        except AdminRefused as error:
-            fail(f"refused ({error.kind}): {error}", REFUSED)
-        except BackupError as error:
-            fail(str(error), REFUSED)
-        except (BadQuery, ShardKVError, BadCertificate) as error:
-            fail(f"{type(error).__name__}: {error}", REFUSED)
         except KeyboardInterrupt:
             sys.exit(130)
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            told = _explain(error)
+            if told is None:  # a bug of ours, or click's own: those say themselves what they are
+                raise
+            fail(*told)
         raise AssertionError("fail() does not return")
 
     return run
+
+
+def _explain(error: Exception) -> tuple[str, int] | None:
+    """One line and the exit status for an error that a user can cause; None for any other."""
+    # Imported here, since most commands end well and the rest can wait.
+    from client.errors import DeadlineExceeded, ShardKVError, Unavailable
+    from shardctrler.query import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
+    from shardkv.backup.errors import BackupError
+
+    match error:
+        case ControllerUnavailable() | Unavailable() | DeadlineExceeded():
+            return f"{error}. Is the cluster up? `shardkv admin status` shows what answers", UNREACHABLE
+        case AccessDenied():
+            return f"PermissionDenied: {error}", REFUSED
+        case AdminRefused():
+            return f"refused ({error.kind}): {error}", REFUSED
+        case BackupError():
+            return str(error), REFUSED
+        case BadQuery() | ShardKVError() | BadCertificate():
+            return f"{type(error).__name__}: {error}", REFUSED
+    return None
 
 
 def find_controllers(given: str | None) -> tuple[str, ...]:
@@ -206,6 +227,8 @@ timeout_option = click.option("--timeout", default=10.0, show_default=True, help
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
     """On the loop that the blocking clerks use: one for the whole command."""
+    from client.blocking import background_loop
+
     return asyncio.run_coroutine_threadsafe(work, background_loop()).result()
 
 
@@ -214,12 +237,14 @@ def print_json(value: object) -> None:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*[str(cell) for cell in row])
-    console.print(table)
+    console().print(table)
 
 
 def text(data: bytes) -> str:

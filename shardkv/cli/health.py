@@ -6,8 +6,8 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from raft.address import split_addresses
 from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, find_tls, handled, tls_options
-from shardkv.options import split_addresses
 
 
 @click.command()

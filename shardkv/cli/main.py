@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import click
 
-from shardkv.cli.admin import admin, status
-from shardkv.cli.backup import backup, restore
-from shardkv.cli.bench import bench
-from shardkv.cli.certs import certs
-from shardkv.cli.check import check
-from shardkv.cli.damage import damage
-from shardkv.cli.data import append, cas, delete, get, put, scan
-from shardkv.cli.health import health
-from shardkv.cli.members import member
-from shardkv.cli.recover import recover
-from shardkv.cli.serve import serve
-from shardkv.cli.top import top
-from shardkv.cli.up import down, up
-from shardkv.cli.users import access, user
+from shardkv.cli.lazy import LazyGroup
+
+COMMANDS = {
+    "up": "up:up",
+    "down": "up:down",
+    "serve": "serve:serve",
+    "put": "data:put",
+    "get": "data:get",
+    "append": "data:append",
+    "delete": "data:delete",
+    "cas": "data:cas",
+    "scan": "data:scan",
+    "admin": "admin:admin",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
+    "recover": "recover:recover",
+    "bench": "bench:bench",
+    "certs": "certs:certs",
+    "health": "health:health",
+    "status": "admin:status",
+    "top": "top:top",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    lazy={name: f"shardkv.cli.{where}" for name, where in COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="shardkv")
 def main() -> None:
     """A range-sharded, Raft-replicated key-value service.
@@ -28,30 +40,6 @@ def main() -> None:
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 not reachable or timed out.
     """
 
-
-for group in (member, user, access, check, damage):
-    admin.add_command(group)
-for command in (
-    up,
-    down,
-    serve,
-    put,
-    get,
-    append,
-    delete,
-    cas,
-    scan,
-    admin,
-    backup,
-    restore,
-    recover,
-    bench,
-    certs,
-    health,
-    status,
-    top,
-):
-    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from raft.address import split_addresses
 from raft.answers import Code, parse
 from raft.doors import Unreachable
 from raft.quorum import majority
@@ -30,7 +31,6 @@ from shardkv.cli.common import (
     print_table,
 )
 from shardkv.observe.overview import ask_status
-from shardkv.options import split_addresses
 
 GID = click.IntRange(min=0)
 CALL_SECONDS = 35.0  # a little more than the server gives one attempt

@@ -9,6 +9,7 @@ from random import Random
 
 import click
 
+from raft.address import split_addresses
 from raft.damage import DamageBook
 from raft.disk import RealDirectory
 from raft.errors import StorageError
@@ -17,7 +18,6 @@ from raft.recover import make_alone
 from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
 from shardkv.identity import IDENTITY, read_identity
-from shardkv.options import split_addresses
 from shardkv.stores import store_of
 
 

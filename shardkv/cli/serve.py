@@ -11,9 +11,10 @@ from typing import Any
 
 import click
 
+from raft.address import split_addresses
 from shardkv.cli.common import find_tls, read_secret, tls_options
 from shardkv.frames import Limits
-from shardkv.options import ProcessOptions, split_addresses
+from shardkv.options import ProcessOptions
 from shardkv.process import run
 
 

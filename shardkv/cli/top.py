@@ -106,7 +106,7 @@ def top(interval: float, most: int | None, controllers: str | None, timeout: flo
 
     async def run(session: Session) -> None:
         screen = Screen()
-        shown = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        shown = Live(console=console(), auto_refresh=False) if console().is_terminal else None
         if shown is not None:
             shown.start()
         try:
@@ -120,7 +120,7 @@ def top(interval: float, most: int | None, controllers: str | None, timeout: flo
                 if shown is not None:
                     shown.update(drawn, refresh=True)
                 else:
-                    console.print(drawn)
+                    console().print(drawn)
                 if look == most:
                     return
                 await asyncio.sleep(interval)
