@@ -8,7 +8,7 @@ COPY shardctrler shardctrler
 COPY shardkv shardkv
 COPY client client
 RUN python3 -m venv /opt/shardkv \
- && /opt/shardkv/bin/pip install --no-cache-dir --quiet --disable-pip-version-check '.[web,backup]'
+ && /opt/shardkv/bin/pip install --no-cache-dir --quiet --disable-pip-version-check '.[server,web,backup]'
 
 FROM ${PYTHON}
 COPY --from=build /opt/shardkv /opt/shardkv

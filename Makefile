@@ -23,7 +23,7 @@ venv: $(VENV)/.done
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "shardkv needs Python 3.11 or later"'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[web,backup,certs]'
+	$(PIP) -e '.[server,web,backup,certs]'
 	touch $@
 
 $(VENV)/.done: $(VENV)/.run

@@ -22,8 +22,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
-import uvloop
-
 from client.batch import Writes
 from client.clerk import LIMITS, SCAN_PAGE, Consistency
 from client.core import READ_LANES, WRITE_LANE, ClerkCore
@@ -35,6 +33,11 @@ from raft.rpc import TcpDialer
 from raft.tls import Tls
 from shardkv import frames
 from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+
+try:  # faster, where it is installed: pip install 'shardkv[fast]'
+    from uvloop import new_event_loop
+except ModuleNotFoundError:
+    from asyncio import new_event_loop
 
 _background: tuple[int, asyncio.AbstractEventLoop] | None = None
 _starting = threading.Lock()
@@ -49,7 +52,7 @@ def background_loop() -> asyncio.AbstractEventLoop:
     global _background
     with _starting:
         if _background is None or _background[0] != os.getpid():
-            loop = uvloop.new_event_loop()
+            loop = new_event_loop()
             threading.Thread(target=_run_forever, args=(loop,), name="shardkv-clerk", daemon=True).start()
             _background = (os.getpid(), loop)
         return _background[1]
