@@ -17,6 +17,7 @@ from raft.doors import Directory
 from raft.errors import DamagedState
 from raft.sealed import seal, unseal
 from raft.types import NodeId
+from raft.unreadable import as_damage
 
 DAMAGE_FILE = "damaged"
 MAGIC = b"SKVDAMGD"
@@ -54,8 +55,10 @@ class DamageBook:
         """Raises DamagedState where the file itself is damaged: what it said about the state is not known."""
         book = cls(directory)
         if DAMAGE_FILE in directory.names():
+            with as_damage(DAMAGE_FILE):
+                packed = directory.read(DAMAGE_FILE)
             try:
-                fields = json.loads(unseal(MAGIC, FORMAT_VERSION, directory.read(DAMAGE_FILE)))
+                fields = json.loads(unseal(MAGIC, FORMAT_VERSION, packed))
                 book.history = [Damage(**damage) for damage in fields["history"]]
                 book.found, book.repaired = fields["found"], fields["repaired"]
             except (ValueError, KeyError, TypeError) as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raft.errors import DirectoryInUse
+from raft.unreadable import Unreadable, first_unreadable, is_unreadable
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,12 @@ class RealDirectory:
         return sorted(entry.name for entry in self.path.iterdir() if entry.is_file() and entry.name[0] != ".")
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
+            raise Unreadable(error, name, first_unreadable(self.path / name)) from None
 
     async def create(self, name: str, data: bytes) -> RealFile:
         def create() -> RealFile:
@@ -147,6 +153,13 @@ class RealDirectory:
             os.close(descriptor)
             raise
         return descriptor
+
+    async def rename(self, name: str, other: str) -> None:
+        def rename() -> None:
+            (self.path / name).rename(self.path / other)
+            _sync_directory(self.path)
+
+        await self._on_thread(rename, self._housekeeping)
 
     async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
         def rewrite() -> None:

@@ -35,13 +35,17 @@ class Directory(Protocol):
     def names(self) -> list[str]:
         """The files in it, sorted. Unfinished temporary files are not shown."""
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str) -> bytes:
+        """Raises Unreadable (`unreadable.py`) where the disk has lost a part of the file, and says where."""
 
     async def create(self, name: str, data: bytes) -> File:
         """A new file that begins with `data`. After a crash it is there with all of `data`, or not at all."""
 
     async def replace(self, name: str, data: bytes) -> None:
         """The file's content becomes `data`, wholly or, after a crash, not at all."""
+
+    async def rename(self, name: str, other: str) -> None:
+        """The file has the other name, in the place of what had it. It needs no room, and need not be readable."""
 
     async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
         """From `offset` on the file is `data` and nothing more, whatever an earlier sync did or failed to do.

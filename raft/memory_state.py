@@ -22,6 +22,7 @@ from raft.errors import DamagedState, StorageError
 from raft.sealed import OtherVersion, seal, unseal
 from raft.snapshot import BytesSink, BytesSource, SnapshotSink
 from raft.types import Index, SnapshotMeta
+from raft.unreadable import as_damage
 
 if TYPE_CHECKING:
     from raft.rsm import StateMachine
@@ -70,7 +71,8 @@ class InMemoryMachine(ABC):
         A file of an older version is not converted: its index and term cannot be trusted.
         """
         if STATE_FILE in self._directory.names():
-            packed = self._directory.read(STATE_FILE)
+            with as_damage(STATE_FILE):
+                packed = self._directory.read(STATE_FILE)
             try:
                 meta, data = _unpack(packed)
                 self._load(data)
@@ -161,10 +163,12 @@ class StateFile:
 
     async def set_aside(self) -> None:
         names = self._directory.names()
-        if STATE_FILE in names:
-            if STATE_ASIDE not in names:
-                await self._directory.replace(STATE_ASIDE, self._directory.read(STATE_FILE))
+        if STATE_FILE not in names:
+            return
+        if STATE_ASIDE in names:
             await self._directory.remove([STATE_FILE])
+        else:
+            await self._directory.rename(STATE_FILE, STATE_ASIDE)
 
     async def drop_aside(self) -> None:
         if STATE_ASIDE in self._directory.names():

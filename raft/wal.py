@@ -46,6 +46,7 @@ import google_crc32c
 from raft.doors import Directory, File
 from raft.errors import CorruptEntry, CorruptLog
 from raft.types import Entry, HardState, Index, Kind, Term
+from raft.unreadable import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
     for name in names:
         if segments and _number(name) != _number(segments[-1].name) + 1:
             raise CorruptLog(name, 0, f"the segment between {segments[-1].name} and this one is missing")
-        reader = _SegmentReader(name, directory.read(name), is_last=name == names[-1])
+        reader = _SegmentReader(name, _read(directory, name), is_last=name == names[-1])
         segment = _Segment(name, 0)
         batches = reader.batches()
         for offset, number, records in batches:
@@ -279,6 +280,16 @@ async def open_wal(directory: Directory, rng: Random, segment_bytes: int = 64 <<
     wal._segments = segments
     wal._sequence = 0 if sequence is None else sequence + 1
     return wal, recovered
+
+
+def _read(directory: Directory, name: str) -> bytes:
+    """Raises CorruptLog where the disk has lost a part: also in what would be cut, for nobody can tell."""
+    try:
+        return directory.read(name)
+    except Unreadable as error:
+        raise CorruptLog(
+            name, error.offset, f"{error}. If the disk was only away, start again once it is back"
+        ) from None
 
 
 class _SegmentReader:

@@ -24,6 +24,7 @@ from typing import Any
 
 from raft.errors import DamagedState
 from raft.types import SnapshotMeta
+from raft.unreadable import as_damage
 from shardkv.sums import HASH_BYTES, SUMS, FileSum, Sums, hash_file, hash_tail, is_covered
 from shardkv.tables import Interrupted, Pace, RocksOptions, at_once, verify_blocks
 
@@ -36,8 +37,11 @@ MAX_FILE_BYTES = 1 << 40
 class CheckpointSource:
     """A verified checkpoint as one stream of bytes. The directory goes when it is closed."""
 
-    def __init__(self, path: Path, meta: SnapshotMeta, files: Mapping[str, FileSum]) -> None:
-        self._path, self.meta = path, meta
+    def __init__(
+        self, path: Path, meta: SnapshotMeta, files: Mapping[str, FileSum], database: Path | None = None
+    ) -> None:
+        """`database`: of which this is the checkpoint, for faults to name; its tables are the same files."""
+        self._path, self.meta, self._database = path, meta, database or path
         manifest = json.dumps(
             {"applied": [meta.index, meta.term], "files": [[name, *files[name]] for name in sorted(files)]}
         ).encode()
@@ -47,7 +51,12 @@ class CheckpointSource:
 
     @classmethod
     def verified(
-        cls, path: Path, known: Mapping[str, FileSum], options: RocksOptions, pace: Pace = at_once
+        cls,
+        path: Path,
+        known: Mapping[str, FileSum],
+        options: RocksOptions,
+        pace: Pace = at_once,
+        database: Path | None = None,
     ) -> CheckpointSource:
         """Read all of it, and compare the files that it shares with the database with what is `known`.
 
@@ -63,9 +72,10 @@ class CheckpointSource:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        return cls(path, meta, files)
+        return cls(path, meta, files, database)
 
     async def read(self, offset: int, length: int) -> bytes:
+        """Raises DamagedState where the disk cannot read it any more, OSError."""
         return await asyncio.get_running_loop().run_in_executor(None, self._read, offset, length)
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -74,7 +84,7 @@ class CheckpointSource:
         offset = max(0, offset - len(self._head))
         for name, size in self._files:
             if length > 0 and offset < size:
-                with (self._path / name).open("rb") as file:
+                with as_damage(str(self._database / name)), (self._path / name).open("rb") as file:
                     file.seek(offset)
                     part = file.read(min(length, size - offset))
                 parts.append(part)
@@ -163,7 +173,11 @@ class CheckpointSink:
         self._file = None
         assert self._expected is not None
         name, known = self._expected[self._next - 1]
-        if (self._hash.hexdigest(), hash_tail(self.path / name)) != (known.hash, known.tail):
+        try:
+            found = self._hash.hexdigest(), hash_tail(self.path / name)
+        except DamagedState as error:  # what was just written, and nothing of ours: it may be sent again
+            raise ValueError(str(error)) from None
+        if found != (known.hash, known.tail):
             raise ValueError(f"{name} does not match its hash in the manifest")
 
     async def finish(self) -> None:

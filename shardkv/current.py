@@ -12,6 +12,7 @@ from pathlib import Path
 import google_crc32c
 
 from raft.errors import DamagedState
+from raft.unreadable import as_damage
 from shardkv.tables import replace_durably
 
 CURRENT = "CURRENT"
@@ -29,7 +30,8 @@ def read_current(directory: Path) -> str:
         if any(directory.glob("db-*/CURRENT")):
             raise DamagedState(str(path), "the file is missing, and there is a database")
         return ""
-    packed = path.read_bytes()
+    with as_damage(str(path)):
+        packed = path.read_bytes()
     name = packed.partition(b" ")[0].decode(errors="replace")
     if _packed(name) != packed:
         raise DamagedState(str(path), f"it holds {packed!r}, which does not match its checksum")

@@ -1,7 +1,7 @@
 """What an error of RocksDB means, and who hears of it.
 
-    DamagedState   a file of the database is damaged or missing: peers can repair this replica
-    OSError        the disk under the database fails, or is full
+    DamagedState   a file of the database is damaged, missing, or on a bad sector: peers can repair this replica
+    OSError        the disk under the database fails a write or a sync, or is full
 
 rocksdict raises plain Exception with RocksDB's text; the text is all there is to go by.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,22 +18,31 @@ from pathlib import Path
 from rocksdict import DbClosedError
 
 from raft.errors import DamagedState, StorageError
+from raft.unreadable import NUMBERS
 
 log = logging.getLogger(__name__)
 
 IN_FILE = re.compile(r"(?: in |: )(/[^\n:]*?(?:\.sst|MANIFEST-\d+|CURRENT|IDENTITY))\b")
 OF_DAMAGE = ("Corruption", "Not implemented", "Invalid argument", "Not found")
+# How RocksDB (env/io_posix.cc, env/fs_posix.cc) names what it did to the file: these are the ways to read.
+READING = re.compile(
+    r"[Ww]hile (pread|reading|mmap read|prefetching|stat|open a file for random read|"
+    r"opening a file for sequentially read|opening file for sequentially read)"
+)
+UNREADABLE = tuple(os.strerror(number) for number in sorted(NUMBERS))
 
 
 def fault_of(error: Exception, directory: Path) -> Exception:
     """The typed error for one that RocksDB raised; others stay as they are, for they are bugs of ours.
 
-    A table that is missing is damage as well: the disk works, and peers have what is gone.
+    A table that is missing is damage as well: the disk works, and peers have what is gone. So is one
+    that the disk cannot read (`raft.unreadable`).
     """
     if type(error) is not Exception or isinstance(error, DbClosedError):
         return error
     text = str(error)
-    if text.startswith(OF_DAMAGE) or "No such file or directory" in text:
+    cannot_read = READING.search(text) is not None and any(why in text for why in UNREADABLE)
+    if cannot_read or text.startswith(OF_DAMAGE) or "No such file or directory" in text:
         named = IN_FILE.search(text)
         return DamagedState(named[1] if named else str(directory), text)
     full = "No space left on device" in text

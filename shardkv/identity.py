@@ -26,6 +26,7 @@ from raft.errors import WrongDirectory
 from raft.incarnations import KnownDisks
 from raft.quorum import Membership, in_hex
 from raft.rpc import TcpDialer
+from raft.unreadable import Unreadable
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv.options import ProcessOptions
 
@@ -107,7 +108,7 @@ def read_identity(directory: Directory, where: str) -> Identity | None:
     if IDENTITY in names:
         try:
             return Identity.decode(directory.read(IDENTITY))
-        except ValueError as error:
+        except (ValueError, Unreadable) as error:
             raise WrongDirectory(f"{where}/{IDENTITY}: {error}") from None
     if any(name.startswith("wal-") or name == "state" for name in names):
         raise WrongDirectory(f"{where} has a replica's data but no {IDENTITY}")

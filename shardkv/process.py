@@ -37,6 +37,7 @@ from raft.rpc import TcpDialer
 from raft.rsm import ReplicatedMachine
 from raft.tls import BadCertificate
 from raft.transport import MAIL, TcpTransport
+from raft.unreadable import Unreadable
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
 from shardctrler.accounts import Accounts
 from shardctrler.machine import ControllerMachine
@@ -324,7 +325,11 @@ def _gate(
             return unknown if replica.core.state_lost else machine.accounts
 
         return Access(accounts, options.secret, options.limits), None
-    known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
+    try:
+        known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
+    except Unreadable as error:
+        log.error("%s: %s", ACCOUNTS, error)
+        known = b""  # damaged: the controllers tell us again
     follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), _is_secured(options))
     client = ControllerClient(options.controllers, dialer, rng)
     following = asyncio.get_running_loop().create_task(follower.follow(client))

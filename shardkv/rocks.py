@@ -359,7 +359,8 @@ class RocksEngine:
         try:
             await loop.run_in_executor(self._background, checkpoint)
             # On another thread, for reading takes long, and flushes must go on.
-            verify = partial(CheckpointSource.verified, path, dict(self._sums.files), self._options, pace)
+            database, known = self._path, dict(self._sums.files)
+            verify = partial(CheckpointSource.verified, path, known, self._options, pace, database)
             return await loop.run_in_executor(None, verify)
         except asyncio.CancelledError:
             given_up.set()

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raft.errors import DamagedState
+from raft.unreadable import as_damage
 from shardkv.tables import Pace, at_once, replace_durably
 
 SUMS = "SUMS"
@@ -56,10 +57,11 @@ def is_covered(name: str) -> bool:
 def hash_file(path: Path, size: int | None = None, pace: Pace = at_once) -> FileSum:
     """The hashes of the file's first `size` bytes; `pace` is called before each piece that is read.
 
-    Bytes come from the disk, not from the page cache, as far as the system permits. Raises OSError.
+    Bytes come from the disk, not from the page cache, as far as the system permits. Raises
+    DamagedState where the disk cannot read them, OSError.
     """
     whole, tail = hashlib.blake2b(digest_size=HASH_BYTES), hashlib.blake2b(digest_size=HASH_BYTES)
-    with path.open("rb", buffering=0) as file:
+    with as_damage(str(path)), path.open("rb", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size if size is None else size
         tail_from, offset = max(0, end - TAIL_BYTES), 0
         while offset < end:
@@ -77,7 +79,8 @@ def hash_file(path: Path, size: int | None = None, pace: Pace = at_once) -> File
 
 
 def hash_tail(path: Path) -> str:
-    with path.open("rb", buffering=0) as file:
+    """Raises DamagedState, OSError as `hash_file`."""
+    with as_damage(str(path)), path.open("rb", buffering=0) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
         return hashlib.blake2b(file.read(), digest_size=HASH_BYTES).hexdigest()
 
@@ -101,7 +104,8 @@ class Sums:
         """Raises DamagedState, also where SUMS is missing: a database is never named before it has one."""
         path = directory / SUMS
         try:
-            packed = path.read_bytes()
+            with as_damage(str(path)):
+                packed = path.read_bytes()
         except FileNotFoundError:
             raise DamagedState(str(path), "the file is missing") from None
         magic, digest, body = (
@@ -122,7 +126,11 @@ class Sums:
 
     def are_complete(self) -> bool:
         """Whether the directory has the files that are known, and no others: then none has changed."""
-        return {path.name for path in self._directory.iterdir() if is_covered(path.name)} == self.files.keys()
+        return self._present() == self.files.keys()
+
+    def _present(self) -> set[str]:
+        with as_damage(str(self._directory)):
+            return {path.name for path in self._directory.iterdir() if is_covered(path.name)}
 
     def note(self, tables: Collection[str]) -> None:
         """Add what RocksDB has made since, and forget what it has removed. Durable on return.
@@ -131,7 +139,7 @@ class Sums:
         it may be damaged by now. Raises DamagedState, OSError.
         """
         with self._saving:
-            present = {path.name for path in self._directory.iterdir() if is_covered(path.name)}
+            present = self._present()
             files = {name: known for name, known in self.files.items() if name in present or name in NEVER_GONE}
             for name in sorted(present):
                 try:
@@ -178,17 +186,21 @@ class Sums:
     def check_before_open(self) -> None:
         """What RocksDB is about to rely on without a look of its own. Raises DamagedState, OSError."""
         for name, known in self.files.items():
-            path = self._directory / name
-            if TABLE.fullmatch(name):
-                # One that is gone may have been compacted away: RocksDB knows whether it still needs it.
-                if path.exists() and (path.stat().st_size != known.size or hash_tail(path) != known.tail):
-                    raise DamagedState(str(path), "its last bytes are not those that were written")
-            elif name == "CURRENT":
-                self._check_current(self._newest_manifest())
-            elif path.exists():
-                self.check(name)
-            elif name in NEVER_GONE:
-                raise DamagedState(str(path), "the file is missing")
+            with as_damage(str(self._directory / name)):
+                self._check_before_open(name, known)
+
+    def _check_before_open(self, name: str, known: FileSum) -> None:
+        path = self._directory / name
+        if TABLE.fullmatch(name):
+            # One that is gone may have been compacted away: RocksDB knows whether it still needs it.
+            if path.exists() and (path.stat().st_size != known.size or hash_tail(path) != known.tail):
+                raise DamagedState(str(path), "its last bytes are not those that were written")
+        elif name == "CURRENT":
+            self._check_current(self._newest_manifest())
+        elif path.exists():
+            self.check(name)
+        elif name in NEVER_GONE:
+            raise DamagedState(str(path), "the file is missing")
 
     def _newest_manifest(self) -> int:
         return max((int(match[1]) for name in self.files if (match := MANIFEST.fullmatch(name))), default=0)
@@ -196,7 +208,8 @@ class Sums:
     def _check_current(self, least: int) -> None:
         """A crash between RocksDB's start and our next look leaves a newer MANIFEST than we know."""
         path = self._directory / "CURRENT"
-        text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        with as_damage(str(path)):
+            text = path.read_bytes().decode(errors="replace") if path.exists() else ""
         named = MANIFEST.fullmatch(text.removesuffix("\n"))
         if named is None or not (self._directory / named[0]).exists() or int(named[1]) < least:
             raise DamagedState(str(path), f"it holds {text!r}, which names no manifest that can be in use")

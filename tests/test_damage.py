@@ -10,6 +10,8 @@ import pytest
 from bench.live import Appenders, LiveCluster
 from client import ShardClerk
 from shardkv.cluster import Process
+from tests import bad_sectors
+from tests.bad_sectors import BadSectors
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -139,8 +141,11 @@ def test_a_table_damaged_while_its_replica_leads_and_two_of_three_damaged_at_onc
         live.run("admin", "check")
 
 
-def test_one_flipped_bit_in_a_controller_s_state_is_repaired() -> None:
-    with LiveCluster(groups=1, controllers=3, replicas=1, shards=2) as live:
+def test_one_flipped_bit_in_a_controller_s_state_is_repaired_and_a_bad_sector_of_a_database(
+    tmp_path: Path,
+) -> None:
+    with LiveCluster(groups=1, controllers=3, replicas=1, shards=2) as live, live.clerk() as clerk:
+        clerk.put("kept", "by the log")
         victim = next(p for p in live.cluster().processes if p.role == "controller" and p.index == 1)
         stop(live, victim)
         state = Path(victim.data) / "state"
@@ -152,3 +157,16 @@ def test_one_flipped_bit_in_a_controller_s_state_is_repaired() -> None:
         until_repaired(live, victim)
         assert damage_of(live, victim)["history"][0]["file"] == "state"
         assert "controller" in live.run("admin", "damage")
+        if not bad_sectors.can_be_made:
+            return
+        bad, alone = BadSectors(tmp_path), of_group(live, 1, 0)
+        try:
+            stop(live, alone)
+            bad.lose(Path(alone.data) / "rocks" / "db-1" / "SUMS", 0.0)
+            live.up()
+            until_repaired(live, alone)  # from its own log, which was never compacted
+            assert "the disk cannot read it" in damage_of(live, alone)["history"][0]["why"]
+            assert clerk.get("kept") == b"by the log"
+        finally:
+            stop(live, alone)
+            bad.close()

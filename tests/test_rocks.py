@@ -141,7 +141,7 @@ def test_the_disk_failing_is_not_taken_for_damage(tmp_path: Path) -> None:
     engine = filled(tmp_path)
     for text, number in (
         ("IO error: No space left on device: While appending to file: /x/000008.sst", errno.ENOSPC),
-        ("IO error: Input/output error: While pread offset 0 len 100: /x/000008.sst", errno.EIO),
+        ("IO error: While fdatasync: /x/000008.sst: Input/output error", errno.EIO),
     ):
         fault = engine._failed(Exception(text))
         assert isinstance(fault, OSError) and fault.errno == number

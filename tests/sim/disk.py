@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from raft.unreadable import Unreadable
+
 HANG_STEP = 0.05  # how often a sync that hangs looks whether the disk answers again
 
 
@@ -43,6 +45,7 @@ class Content:
     def __init__(self, data: bytes = b"") -> None:
         self.cached = bytearray(data)
         self.durable = bytearray()
+        self.bad_sector = False  # reading it fails from now on; only what is written anew can be read
         self._dirty: list[tuple[int, int]] = [(0, len(data))]  # written since a sync last took pages
 
     def write(self, offset: int, data: bytes) -> None:
@@ -149,6 +152,11 @@ class SimDisk:
         self._names, self._durable_names = {}, {}
         self.version += 1
 
+    def spoil(self, name: str) -> None:
+        """A sector of a file goes bad at rest."""
+        self._names[name].bad_sector = True
+        self.version += 1
+
     def put(self, name: str, data: bytes) -> None:
         """Have this in a file, durably: for tests that damage one."""
         content = Content(data)
@@ -204,7 +212,10 @@ class SimDirectory:
         return sorted(self._disk._names)
 
     def read(self, name: str) -> bytes:
-        return bytes(self._disk._names[name].cached)
+        content = self._disk._names[name]
+        if content.bad_sector:
+            raise Unreadable(OSError(errno.EIO, "simulated bad sector"), name, 0)
+        return bytes(content.cached)
 
     async def create(self, name: str, data: bytes) -> SimFile:
         await self.replace(name, data)
@@ -224,6 +235,16 @@ class SimDirectory:
 
     async def _sync_names(self) -> None:
         await self._sync(self._disk.sync_names)
+
+    async def rename(self, name: str, other: str) -> None:
+        """A journal of the file system keeps the two names together: a crash leaves the one or the other."""
+        await self._if_alive()
+
+        def renamed() -> None:
+            self._disk._names[other] = self._disk._names.pop(name)
+            self._disk.sync_names()
+
+        await self._sync(renamed)
 
     async def rewrite_tail(self, name: str, offset: int, data: bytes) -> None:
         await self._if_alive()
