@@ -19,8 +19,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from raft.doors import Handler
+from raft.framing import MAGIC
 from raft.gate import Gate
-from raft.rpc import MAGIC, Post, ServerStream
+from raft.serving import Post, ServerStream
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import pytest
 
 from bench.live import LiveCluster, free_port_base
 from client import ShardClerk
+from raft.framing import ASK, CALL, HELLO, PROTOCOL_VERSION, RECORD, pack_hello
 from raft.frontdoor import FrontDoor
-from raft.rpc import ASK, CALL, HELLO, PROTOCOL_VERSION, RECORD, pack_hello
 from shardkv.cluster import Process
 
 CONNECTIONS = 2_000

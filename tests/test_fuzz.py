@@ -21,6 +21,7 @@ from raft.answers import Code, parse
 from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.core import Raft
 from raft.errors import PeerFault, RaftError, StorageError
+from raft.framing import CALL, RECORD, MalformedStream, Parser, pack_hello
 from raft.gate import Caller
 from raft.log import Log
 from raft.membership import Memberships
@@ -39,7 +40,6 @@ from raft.messages import (
 )
 from raft.quorum import Membership
 from raft.ready import Options
-from raft.rpc import CALL, RECORD, MalformedStream, Parser, pack_hello
 from raft.types import Entry, HardState, Kind
 from raft.wal import Recovered, Wal, open_wal
 from shardctrler import shardctrler_pb2 as ctl

@@ -11,7 +11,8 @@ import pytest
 from raft.address import split_address
 from raft.doors import Unreachable
 from raft.keepalive import ASK_SECONDS, SILENT_SECONDS, Silence
-from raft.rpc import Connection, ServerStream
+from raft.rpc import Connection
+from raft.serving import ServerStream
 
 
 class Cable:

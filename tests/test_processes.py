@@ -30,7 +30,7 @@ from client import (
     Unavailable,
     ValueTooLarge,
 )
-from raft.rpc import CALL, PROTOCOL_VERSION, RECORD, pack_hello
+from raft.framing import CALL, PROTOCOL_VERSION, RECORD, pack_hello
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
 from shardkv.cluster import Cluster, Process

@@ -14,7 +14,7 @@ import pytest
 
 from bench.live import SHARDKV, LiveCluster, free_port_base
 from client import BadCertificate, ShardClerk, Tls, Unavailable
-from raft.rpc import PROTOCOL_VERSION, pack_hello
+from raft.framing import PROTOCOL_VERSION, pack_hello
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
 
