@@ -4,95 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
 
 from client import ShardClerk, ShardKVError
-from shardkv.cluster import Cluster, Process
+from shardkv.cluster import Process
+from shardkv.ports import free_port_base
+from shardkv.testing import SHARDKV, ThrowawayCluster
 
-SHARDKV = [sys.executable, "-m", "shardkv.cli.main"]
-
-
-def free_port_base(count: int = 40) -> int:
-    """The first of `count` ports on loopback that nobody listens on, below the ephemeral range."""
-    base = 10_000 + (os.getpid() * 101) % 15_000
-    while not all(_free(port) for port in range(base, base + count)):
-        base = 10_000 + (base + count - 10_000) % 20_000
-    return base
+__all__ = ["SHARDKV", "Appenders", "LiveCluster", "attempt", "free_port_base", "in_background"]
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-class LiveCluster:
-    """Started in a scratch directory, stopped and removed when the block ends."""
+class LiveCluster(ThrowawayCluster):
+    """Like a cluster of production: three replicas of everything, with their data on disk."""
 
     def __init__(self, groups: int = 2, shards: int = 8, **options: object) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="shardkv-"))
-        self._options = ["--groups", str(groups), "--shards", str(shards), "--port", str(free_port_base())]
-        for name, value in options.items():
-            self._options += [f"--{name.replace('_', '-')}", str(value)]
-
-    def __enter__(self) -> LiveCluster:
-        self.up()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            for log in sorted(self.directory.glob("*/log")):
-                print(f"--- {log.parent.name}\n{log.read_text(errors='replace')[-1500:]}", file=sys.stderr)
-        self.cluster().stop_all()
-        self.remove()
-
-    def remove(self) -> None:
-        shutil.rmtree(self.directory)
-
-    def up(self) -> str:
-        """Start what is down; returns when every shard serves."""
-        return self.run("up", "--data", str(self.directory), "--detach", *self._options)
-
-    def cluster(self) -> Cluster:
-        return Cluster.load(self.directory)
-
-    @property
-    def controllers(self) -> list[str]:
-        return self.cluster().addresses("controller", 0)
-
-    def run(self, *arguments: str, check: bool = True) -> str:
-        """The command's standard output. Raises CalledProcessError when it fails."""
-        environment = os.environ | (
-            {} if arguments[0] == "up" else {"SHARDKV_CONTROLLERS": ",".join(self.controllers)}
-        )
-        done = subprocess.run(
-            [*SHARDKV, *arguments], env=environment, capture_output=True, text=True, timeout=700, check=False
-        )
-        if check and done.returncode:
-            raise AssertionError(
-                f"shardkv {' '.join(arguments)}: exit {done.returncode}: {done.stderr}{done.stdout}"
-            )
-        return done.stdout
+        production: dict[str, object] = {"replicas": 3, "controllers": 3, "ephemeral": False}
+        super().__init__(groups, **{**production, "shards": shards, **options})  # type: ignore[arg-type]
 
     def json(self, *arguments: str):  # type: ignore[no-untyped-def]
         return json.loads(self.run(*arguments, "-o", "json"))
-
-    def clerk(self, timeout: float = 30.0) -> ShardClerk:
-        return ShardClerk(self.controllers, timeout=timeout)
 
     def start_group(self, gid: int) -> list[str]:
         """Start a new group's processes, which `admin join` may let in. Returns their addresses."""

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,10 +32,24 @@ from shardkv.cli.common import (
 from shardkv.cluster import MANIFEST, Cluster, ClusterError, Process, interrupted_by_signals
 from shardkv.observe.overview import Overview, problems, wait_settled
 from shardkv.options import NODE
+from shardkv.ports import free_port_base
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5
 BEGIN_SECONDS = 10.0  # for a process to listen, or to say why it cannot
+
+
+class Port(click.IntRange):
+    """A port that needs no privilege, or 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 65000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        port: int = super().convert(value, param, ctx)
+        if 0 < port < 1024:
+            self.fail(f"{port} is neither 0 nor in the range 1024<=x<=65000.", param, ctx)
+        return port
 
 
 @click.command()
@@ -46,7 +61,11 @@ BEGIN_SECONDS = 10.0  # for a process to listen, or to say why it cannot
     "--data", default=DEFAULT_DATA, show_default=True, type=click.Path(path_type=Path, file_okay=False)
 )
 @click.option(
-    "--port", type=click.IntRange(1024, 65000), default=7400, show_default=True, help="First of the ports."
+    "--port",
+    type=Port(),
+    default=7400,
+    show_default=True,
+    help="First of the ports; 0 picks free ones.",
 )
 @click.option(
     "--metrics-port", type=click.IntRange(1024, 65000), help="First of as many ports more, for Prometheus."
@@ -134,7 +153,7 @@ def _prepare(
     use_tls(cluster.tls)
     if cluster.secret_file.exists():
         use_login(NODE, cluster.secret_file)
-    cluster.plan(controllers, groups, replicas, port)
+    cluster.plan(controllers, groups, replicas, port or free_port_base(controllers + groups * replicas))
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)
     if web_port is not None:
