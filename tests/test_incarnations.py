@@ -75,6 +75,7 @@ def test_a_disk_that_the_group_does_not_know_takes_no_part_until_a_leader_addres
     assert disks.refusal(membership) == 11
     assert not disks.admits(mail(3, VOTE, 33), membership, 1), "no vote counts meanwhile"
     assert not disks.admits(mail(3, ASK, 33, addressed=99), membership, 1), "who asks for votes does not decide"
+    assert not disks.admits(mail(3, HEARTBEAT, 33, addressed=99), membership, 2), "nor a leader of the past"
     assert disks.refusal(membership) == 11
     assert disks.admits(mail(3, HEARTBEAT, 33, addressed=99), membership, 1) and not disks.refusal(membership)
     assert KnownDisks(1, 99).refusal(known({1: 11})) == 11, "our own log may say so as well"
@@ -250,6 +251,12 @@ async def test_a_wiped_disk_does_not_vote_or_count(world: RaftWorld) -> None:
     await asyncio.sleep(20.0)
     assert not world.leaders_now(), "two of three, but one of them has forgotten what it promised"
     assert refusal(world, lost) and world.core(lost).log.last_index == 0
+    asked: list[Envelope] = []
+    world.network.on_mail = lambda source, target, letters: asked.extend(
+        e for e in letters if e.sender == lost and isinstance(e.message, RequestVote)
+    )
+    await asyncio.sleep(20.0)
+    assert not asked, "it does not campaign"
     with pytest.raises(Stopped, match="another disk"):
         await world.replicas[lost].read_barrier()
     await world.start([leader])

@@ -119,6 +119,20 @@ def test_a_call_without_an_answer_ends_a_stream_on_which_nothing_comes() -> None
     on_a_cable(story)
 
 
+def test_a_call_without_an_answer_leaves_a_stream_on_which_others_are_answered() -> None:
+    async def story(cable: Cable, connection: Connection, broke: list[float]) -> None:
+        slow = asyncio.create_task(connection.call("slow", b"1", 2 * ASK_SECONDS))
+        while not slow.done():
+            assert await connection.call("echo", b"2", 5.0) == b"2"
+            await asyncio.sleep(0.05)
+        with pytest.raises(Unreachable, match="no answer within"):
+            slow.result()
+        assert await connection.call("echo", b"3", 5.0) == b"3"
+        assert not broke and len(cable.streams) == 1
+
+    on_a_cable(story)
+
+
 def test_a_process_that_stood_still_does_not_take_that_for_silence() -> None:
     silence = Silence(0.0)
     assert silence.look(0.5) == (False, False)

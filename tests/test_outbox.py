@@ -106,8 +106,9 @@ def test_no_replica_leads_one_term_twice() -> None:
         pytest.param(Envelope(2, 1, 7, RequestVote(False, 0, 0)), id="a refused vote"),
     ],
 )
-def test_a_replica_does_not_speak_in_a_term_that_its_disk_does_not_know(mail: Envelope) -> None:
-    raft = core(HardState(4, 0), (entry(1, 4),))
+@pytest.mark.parametrize("disk_term", [4, 6])
+def test_a_replica_does_not_speak_in_a_term_that_its_disk_does_not_know(mail: Envelope, disk_term: int) -> None:
+    raft = core(HardState(disk_term, 0), (entry(1, 4),))
     raft.step(mail)
     ready = raft.ready(0.0)
     assert said(ready) == []

@@ -142,6 +142,26 @@ def test_a_restart_keeps_the_promise_for_requests_of_its_own_term_too() -> None:
     assert raft.voted_for == 3
 
 
+@pytest.mark.parametrize("lease_seconds", [0.0, 0.5])
+def test_a_connection_that_breaks_ends_no_promise_that_a_lease_rests_on(lease_seconds: float) -> None:
+    """The leader may be alive, and answer reads by the lease that this promise is a part of."""
+    a, b, _ = trio(lease_seconds=lease_seconds)
+    elect(a, b)
+    b.hear(Envelope(1, 2, a.core.term, AppendEntries(0, 0, (), 0, 0)))
+    b.core.unreachable(1)
+    b.hear(Envelope(3, 2, a.core.term + 1, RequestVote(False, 9, a.core.term)))
+    assert b.core.voted_for == (1 if lease_seconds else 3), "1 in the term before"
+
+
+def test_a_pre_vote_for_a_term_that_has_begun_is_refused() -> None:
+    """Granted, it would let a replica campaign in a term in which this one may have voted."""
+    memberships = Memberships(0, Membership(frozenset({1, 2, 3})))
+    raft = Raft(2, memberships, Log(), HardState(term=4), 0, Random(1), Options())
+    for term, granted in ((4, False), (5, True)):
+        raft.step(Envelope(3, 2, term, RequestVote(True, 0, 0)))
+        assert [e.message for e in raft.ready(0.0).messages] == [RequestVoteReply(True, granted)]
+
+
 def test_a_transfer_may_pass_the_promise() -> None:
     a, b, _ = trio(lease_seconds=0.5)
     elect(a, b)

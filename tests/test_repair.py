@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -179,6 +180,14 @@ def test_an_answer_from_before_the_repair_asks_for_no_second_snapshot() -> None:
         core.step(Envelope(3, 1, 1, AppendReply(True, 1, 0)))
     core.step(late)
     assert core.ready(0.0).snapshots_wanted == (2,), "it was lost once more"
+
+
+@pytest.mark.quick
+def test_who_was_repaired_may_lead_again() -> None:
+    core = leader()
+    for lost, heirs in ((True, [3]), (False, [2, 3])):
+        core.step(Envelope(2, 1, 1, AppendReply(True, 1, 0, state_lost=lost)))
+        assert isinstance(core.role, Leader) and sorted(core.role.heirs(core.membership)) == heirs
 
 
 @pytest.mark.quick
@@ -407,6 +416,36 @@ def test_a_crash_at_any_step_of_a_repair_goes_on_from_there(step: int) -> None:
         await world.until(lambda: book(world, 2).present is None and STATE_ASIDE not in world.disks[2].files)
 
     story()
+
+
+@in_world(3, compact_bytes=100)
+async def test_what_was_set_aside_goes_once_the_repair_is_noted_and_the_older_file_stays_until_then(
+    world: RaftWorld,
+) -> None:
+    await fill(world)
+    await world.crash([2])
+    disk = world.disks[2]
+    flip(disk)
+    oldest = disk.files[STATE_FILE]
+    unrepaired: list[bool] = []
+
+    def look(names: Sequence[str]) -> None:
+        if STATE_ASIDE in names:
+            unrepaired.append(DamageBook.load(disk.open()).present is not None)
+
+    world.isolate(2)
+    await world.start([2])
+    await world.until(lambda: STATE_ASIDE in disk.files)
+    await world.crash([2])
+    disk.put(STATE_FILE, b"begun anew, and damaged too")
+    await world.start([2])
+    assert disk.files[STATE_ASIDE] == oldest and book(world, 2).found == 2
+    disk.on_remove = look
+    world.network.heal()
+    await world.until(lambda: not world.core(2).state_lost)
+    await world.until(lambda: STATE_ASIDE not in disk.files)
+    assert unrepaired == [False], "a crash between the two would leave a damage without its state"
+    assert all(damage.repaired_ms for damage in book(world, 2).history), "one snapshot repairs both"
 
 
 def test_damage_again_and_again_makes_the_disk_suspect() -> None:

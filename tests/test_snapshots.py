@@ -124,6 +124,27 @@ def test_a_snapshot_that_cannot_be_installed_is_asked_for_again() -> None:
     run(story())
 
 
+@pytest.mark.quick
+def test_a_snapshot_that_the_log_overtook_while_it_was_proven_is_not_installed() -> None:
+    """It would take the state back to before what was applied, and answered, since."""
+
+    async def story() -> None:
+        at = Receiving(proof_seconds=2 * PROVING_SECONDS)
+        wanted = True
+        at.receiver = SnapshotReceiver(lambda index: wanted, at._open, at._install)
+        reply = await at.receiver.receive(chunk(1, b"abcd", 0, total=4), 5)
+        assert reply is not None and not reply.done, "it is being proven"
+        receiving = asyncio.create_task(at.receiver.receive(chunk(1, b"abcd", 0, total=4), 5))
+        await asyncio.sleep(PROVING_SECONDS / 2)
+        wanted = False
+        reply = await receiving
+        while reply is None or not reply.done:
+            reply = await at.receiver.receive(chunk(1, b"abcd", 0, total=4), 5)
+        assert at.installed == b""
+
+    run(story())
+
+
 async def converse(at: Receiving, options: StreamOptions = FAST, repeat: int = 1) -> tuple[int, int]:
     """A sender and this receiver, each message `repeat` times; what the sender says, and how much it sent."""
     queue: asyncio.Queue[InstallSnapshot] = asyncio.Queue()

@@ -201,6 +201,18 @@ def test_a_directory_has_one_user(tmp_path: Path) -> None:
     RealDirectory(tmp_path).close()
 
 
+@pytest.mark.quick
+def test_a_base_of_another_term_than_the_log_s_entry_voids_the_log() -> None:
+    """A snapshot was installed over a log that conflicts: its later entries were never committed."""
+    for term, kept in ((1, [4, 5]), (2, [])):
+        recovered = Recovered()
+        for index in range(1, 6):
+            recovered.replay_entry(entry(index))
+        recovered.replay_base(3, term)
+        assert [each.index for each in recovered.entries] == kept
+        assert (recovered.base_index, recovered.base_term) == (3, term)
+
+
 class Written:
     """What a log must hold, told in the simplest way: a dictionary."""
 
