@@ -59,6 +59,7 @@ def test_a_received_database_is_durable_before_current_names_it(power: Power, tm
     async def move() -> None:
         source = await giver.open_snapshot()
         sink = taker.open_sink(META)
+        await taker.flush()  # and everything before on the background thread
         power.taken()
         await stream_into(source, sink, lambda data: data)
         calls = power.taken()
