@@ -75,8 +75,8 @@ class CorruptLog(StorageError):
     def __init__(self, file: str, offset: int, why: str) -> None:
         super().__init__(
             f"{file}: damaged at byte {offset}: {why}. What this replica promised may be lost: move its data "
-            "directory away, start a new replica on an empty one with --join, and let that in with "
-            "`shardkv admin member replace`"
+            "directory away, start the replica on an empty directory with the command that it always had, and let "
+            "it in with `shardkv admin member replace GID N N=HOST:PORT`, where N is its number"
         )
         self.file, self.offset, self.why = file, offset, why
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from raft.core import Raft
 from raft.doors import Transport
-from raft.errors import PeerFault, RaftError, Stopped
+from raft.errors import PeerFault, RaftError, Stopped, StorageError
 from raft.first_fault import FirstFault
 from raft.host import Host
 from raft.incarnations import KnownDisks
@@ -151,7 +151,8 @@ class Node(FirstFault):
             return
         assert error is not None
         self.fault, self.stopped = error, True
-        log.critical("replica %d stops: %r", self.core.id, error, exc_info=error)
+        told = isinstance(error, StorageError | OSError)  # else a bug of ours, and we want to know where
+        log.critical("replica %d stops: %s", self.core.id, error, exc_info=None if told else error)
         for task in self._tasks:
             task.cancel()
         self._host.turn_ended()

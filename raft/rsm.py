@@ -109,6 +109,7 @@ class ReplicatedMachine:
         self.machine = machine
         self.node: Node  # set by open_replica: node and host need each other
         self.damage: DamageBook | None = None  # set by `repair.open_or_repair`
+        self.log_cut: dict[str, int] | None = None  # what the start cut off the log, and when; for status
         self.on_repaired: Callable[[NodeId], Coroutine[Any, Any, None]] | None = None
         self.on_turn: list[Callable[[], None]] = []  # called when leadership or state may have changed
         self._clock = ReplicatedClock(clock_ms, asyncio.get_running_loop().time)
@@ -179,8 +180,7 @@ class ReplicatedMachine:
     @property
     def wall_ahead_ms(self) -> int:
         """How far this machine's wall clock is ahead of the group's time: where one replica differs, it is wrong."""
-        now_ms = self.now_ms()
-        return self.wall_ms() - now_ms if now_ms else 0
+        return self.wall_ms() - now_ms if (now_ms := self.now_ms()) else 0
 
     async def propose(self, command: bytes, heard_ms: int = 0) -> bytes:
         """The reply of the state machine once `command` is committed and applied here.
@@ -361,8 +361,7 @@ class ReplicatedMachine:
             self.node.compact(index)
 
     def _needed_by_followers(self) -> Index:
-        role = self.core.role
-        progress = role.progress if isinstance(role, Leader) else {}
+        progress = self.core.role.progress if isinstance(self.core.role, Leader) else {}
         keeping_up = [p.match_index for p in progress.values() if p.mode is Mode.REPLICATE]
         return min(keeping_up, default=self.core.log.last_index)
 
@@ -438,6 +437,7 @@ async def open_replica(
         lost,
     )
     replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
+    replica.log_cut = {"bytes": recovered.cut_bytes, "at_ms": clock_ms()} if recovered.cut_bytes else None
     replica.node = Node(core, wal, transport, replica, options.node, rng, disks)
     replica.node.start()
     return replica

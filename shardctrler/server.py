@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from hashlib import blake2b
 
 from google.protobuf.message import DecodeError
 
@@ -89,6 +90,7 @@ class ControllerServer:
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
         self._waiting = 0
+        self._digest = (0, b"")  # of the state at which entry
         self._known = self._noticed()
         self.about: dict[str, object] = {}  # of this process, for its status
         self._initializing: asyncio.Task[None] | None = None
@@ -116,6 +118,8 @@ class ControllerServer:
                 case "ctl.users":
                     await self.replica.read_barrier()
                     return answer(json.dumps(self._users()).encode())
+                case "ctl.check":
+                    return answer(self._check())
                 case "ctl.status":
                     return answer(self._status())
                 case _:
@@ -203,6 +207,16 @@ class ControllerServer:
         membership = self.replica.core.membership
         return [membership.addresses[node] for node in sorted(membership.voters)]
 
+    def _check(self) -> bytes:
+        """A digest of the whole state at the last applied entry, for a comparison with the other replicas."""
+        self.replica.check_serving()
+        applied = self.machine.applied.index
+        if self._digest[0] != applied:
+            self._digest = applied, blake2b(self.machine.dump(), digest_size=16).digest()
+        membership = self.replica.core.membership
+        members = [membership.addresses[node] for node in sorted(membership.voters)]
+        return json.dumps({"index": applied, "digest": self._digest[1].hex(), "members": members}).encode()
+
     def _status(self) -> bytes:
         core = self.replica.core
         return json.dumps(
@@ -222,6 +236,7 @@ class ControllerServer:
                 "disk": self.replica.node.disk,
                 "free_bytes": self.replica.node.free_bytes,
                 "damage": self.replica.damage_status(),
+                "log_cut": self.replica.log_cut,
             }
         ).encode()
 

@@ -67,6 +67,7 @@ RIGHTS = {
     "ctl.query": Right.USER,
     "ctl.changes": Right.USER,
     "ctl.status": Right.USER,
+    "ctl.check": Right.ADMIN,
     "ctl.users": Right.ADMIN,
     "ctl.admin": Right.ADMIN,
     "ctl.accounts": Right.NODE,

@@ -44,9 +44,24 @@ def fault_of(error: Exception, directory: Path) -> Exception:
     cannot_read = READING.search(text) is not None and any(why in text for why in UNREADABLE)
     if cannot_read or text.startswith(OF_DAMAGE) or "No such file or directory" in text:
         named = IN_FILE.search(text)
-        return DamagedState(named[1] if named else str(directory), text)
+        log.error("RocksDB: %s", text)  # for whoever looks closer; people are told what it means
+        return DamagedState(named[1] if named else str(directory), meaning_of(text))
     full = "No space left on device" in text
     return OSError(errno.ENOSPC if full else errno.EIO, f"RocksDB: {text}")
+
+
+def meaning_of(text: str) -> str:
+    """RocksDB's text for damage in plain words: what is wrong, and where, without its internals."""
+    at = re.search(r"\boffset (\d+)", text)
+    where = f" at byte {at[1]}" if at else ""
+    if "checksum mismatch" in text:
+        return f"a block{where} does not match its checksum"
+    if any(why in text for why in UNREADABLE):
+        return f"the disk cannot read it{where}: {text.rpartition(': ')[2]}"
+    if "No such file or directory" in text:
+        return "the file is missing"
+    plain = text.partition(": ")[2] if text.startswith(OF_DAMAGE) else text
+    return IN_FILE.sub("", plain).strip() or text
 
 
 class Faults:

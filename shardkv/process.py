@@ -55,7 +55,7 @@ from shardkv.observe.overview import Overview, look
 from shardkv.options import CONTROLLER_GROUP, NODE, ProcessOptions
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
-from shardkv.stores import store_of
+from shardkv.stores import named_below, store_of
 from shardkv.unary import KVService
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ METHODS = frozenset(
         "kv.log",
         "kv.view",
         "kv.check",
+        "ctl.check",
     ]
 )
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
@@ -152,7 +153,8 @@ async def serve(options: ProcessOptions) -> None:
         directory.on_append = metrics.appended
         with private_socket(guarded=options.tls is not None) as (name, path):
             await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
-    except DamagedState as error:  # of a replica that was running
+    except DamagedState as damage:  # of a replica that was running
+        error = named_below(directory.path, damage)
         raise StateDamaged(error, await noted(directory, error)) from None
     finally:
         if watching is not None:

@@ -273,6 +273,7 @@ class GroupServer:
             "free_bytes": self.replica.node.free_bytes,
             "scrub": machine.engine.scrub_progress(),
             "damage": self.replica.damage_status(),
+            "log_cut": self.replica.log_cut,
             "shards": {
                 str(row.shard): self._row_status(row, sizes)
                 for row in machine.ownership.rows.values()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 from raft.disk import RealDirectory
+from raft.errors import DamagedState
 from raft.memory_state import StateFile
 from raft.repair import StateStore
 from raft.rsm import StateMachine
@@ -39,6 +41,12 @@ def store_of(directory: RealDirectory, gid: int, ephemeral: bool) -> StateStore:
     return RocksStore(directory, gid)
 
 
+def named_below(data: Path, error: DamagedState) -> DamagedState:
+    """The same, with the file's name from the data directory on: status shows the replica beside it."""
+    file = Path(error.file)
+    return DamagedState(str(file.relative_to(data)), error.why) if file.is_relative_to(data) else error
+
+
 class RocksStore:
     """See `raft.repair.StateStore`."""
 
@@ -46,7 +54,10 @@ class RocksStore:
         self._path, self._gid = directory.path, gid
 
     def open(self) -> StateMachine:
-        return ShardMachine(self._gid, RocksEngine(self._path / ROCKS))
+        try:
+            return ShardMachine(self._gid, RocksEngine(self._path / ROCKS))
+        except DamagedState as error:
+            raise named_below(self._path, error) from None
 
     async def set_aside(self) -> None:
         await asyncio.to_thread(self._set_aside)

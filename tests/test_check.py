@@ -23,7 +23,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.checking import Checks
 from shardkv.digests import LENGTHS, Digest, Digester, Part
 from shardkv.engine import Engine, MemoryEngine, ViewGone
-from shardkv.observe.compare import Begun, GroupCheck, Said, odd_ones
+from shardkv.observe.compare import Begun, GroupCheck, Said, check_controllers, odd_ones
 from shardkv.rocks import RocksEngine
 from shardkv.viewing import Views
 from tests.sim.disk import SimDisk
@@ -329,6 +329,32 @@ async def test_a_replica_that_is_behind_is_waited_for(world: World) -> None:
     assert (await checking).agrees
 
 
+@in_world(groups=(1,))
+async def test_controllers_are_compared_at_one_entry(world: World) -> None:
+    async def compared(patience: float = 30.0) -> GroupCheck:
+        return await check_controllers(world._dialer, world.controllers, patience)
+
+    await world.join(2)
+    found = await compared()
+    assert found.agrees and len(found.said) == 3 and found.gid == 0
+    assert len({said.whole for said in found.said.values()}) == 1
+    odd = next(process for process in world.of(0) if not process.rsm.is_leader)
+    machine = odd.rsm.machine
+    machine._next_shard += 1  # type: ignore[attr-defined]
+    odd.server._digest = (0, b"")  # type: ignore[union-attr]
+    found = await compared()
+    (difference,) = found.differences()
+    assert difference.odd == (odd.address,) and not found.agrees
+    await world.crash(odd)
+    began = asyncio.get_running_loop().time()
+    found = await compared(3.0)
+    assert asyncio.get_running_loop().time() - began < 10
+    assert odd.address in found.not_compared and not found.agrees and not list(found.differences())
+    await world.start(odd)
+    await world.converge(60.0)
+    assert (await compared()).agrees, "its log has given it the right state again"
+
+
 # ---- as processes
 
 
@@ -348,7 +374,10 @@ def check(cluster: LiveCluster, *arguments: str) -> tuple[int, Any, str]:
 
 def test_check_of_a_sound_cluster_ends_with_0(cluster: LiveCluster) -> None:
     status, said, _ = check(cluster)
-    assert status == 0 and said["ok"] and [group["gid"] for group in said["groups"]] == [1, 2]
+    assert status == 0 and said["ok"] and [group["gid"] for group in said["groups"]] == [0, 1, 2]
+    assert [r["verdict"] for r in said["groups"].pop(0)["replicas"].values()] == [
+        "alone: nothing to compare with"
+    ]
     for group in said["groups"]:
         assert len(group["replicas"]) == 3 and len({r["digest"] for r in group["replicas"].values()}) == 1
         assert all(replica["verdict"] == "agrees" for replica in group["replicas"].values())
@@ -362,7 +391,7 @@ def test_check_of_a_sound_cluster_ends_with_0(cluster: LiveCluster) -> None:
 
 def test_a_value_that_one_replica_has_wrong_is_found_and_named(cluster: LiveCluster) -> None:
     """Its database is whole by every checksum: somebody, or a bug, has written something else into it."""
-    groups = check(cluster)[1]["groups"]
+    groups = check(cluster, "1", "2")[1]["groups"]
     gid = next(group["gid"] for group in groups if any(r["keys"] for r in group["replicas"].values()))
     leader = cluster.leader(gid)
     running = cluster.cluster()

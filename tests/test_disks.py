@@ -90,7 +90,7 @@ def test_up_does_not_start_a_replica_whose_directory_is_empty() -> None:
         up = attempt(
             live, "up", "--data", str(live.directory), "--detach", *["--groups", "1", "--controllers", "1"]
         )
-        assert up.returncode == 0 and f"{lost.address} is not started" in up.stderr, up.stderr
+        assert up.returncode == 1 and f"{lost.address} is not started" in up.stderr, up.stderr
         assert "3 of 4 processes started" in up.stdout and "member replace 1 1 1=" in up.stderr
         assert clerk.get("k") == b"v"
 

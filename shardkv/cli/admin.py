@@ -37,7 +37,7 @@ from shardkv.cli.common import (
     timeout_option,
 )
 from shardkv.cli.lazy import LazyGroup
-from shardkv.observe.overview import Overview, look, moves, problems, role_of, wait_settled
+from shardkv.observe.overview import Overview, look, moves, notes, problems, role_of, wait_settled
 
 T = TypeVar("T")
 wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")
@@ -292,6 +292,7 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
                 "controllers": overview.controllers,
                 "groups": {str(gid): replicas for gid, replicas in sorted(overview.groups.items())},
                 "problems": problems(overview),
+                "notes": notes(overview),
             }
         )
         return
@@ -305,6 +306,8 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
     print_table(("process", "address", "role", "term", "applied", "behind", "shards", "size"), rows)
     for line in moves(overview):
         click.echo(line)
+    for note in notes(overview):
+        click.echo(note)
     for problem in problems(overview):
         click.echo(f"! {problem}")
 

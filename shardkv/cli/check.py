@@ -22,11 +22,19 @@ from shardkv.cli.common import (
     timeout_option,
 )
 from shardkv.digests import Digest
-from shardkv.observe.compare import PATIENCE_SECONDS, Difference, GroupCheck, NotBegun, check_group
+from shardkv.observe.compare import (
+    CONTROLLERS,
+    PATIENCE_SECONDS,
+    Difference,
+    GroupCheck,
+    NotBegun,
+    check_controllers,
+    check_group,
+)
 
 
 @click.command()
-@click.argument("gids", nargs=-1, type=click.IntRange(min=1), metavar="[GID…]")
+@click.argument("gids", nargs=-1, type=click.IntRange(min=0), metavar="[GID…]")
 @click.option(
     "--patience",
     type=click.FloatRange(min=1),
@@ -39,7 +47,7 @@ from shardkv.observe.compare import PATIENCE_SECONDS, Difference, GroupCheck, No
 @output_option
 @handled
 def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeout: float, output: str) -> None:
-    """Compare the replicas of every group, or of those named, with each other while they serve.
+    """Compare the replicas of every group and of the controller (0), or of those named, while they serve.
 
     Exit status 0: all replicas answered and are the same. 1: some differ, or one was not compared.
     3: a group has no leader that answers.
@@ -47,7 +55,7 @@ def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeo
 
     async def run(session: Session) -> tuple[list[GroupCheck], dict[int, str]]:
         config = await session.controller.query(None, timeout)
-        unknown = sorted(set(gids) - set(config.groups))
+        unknown = sorted(set(gids) - {CONTROLLERS} - set(config.groups))
         if unknown:
             raise Failed(f"there is no group {unknown[0]}; `shardkv admin query` lists the groups")
         found: list[GroupCheck] = []
@@ -68,8 +76,17 @@ def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeo
                 except NotBegun as error:
                     failed[gid] = str(error)
 
+            async def controllers() -> None:
+                try:
+                    found.append(await check_controllers(session.dialer, session.addresses, patience))
+                except NotBegun as error:
+                    failed[CONTROLLERS] = str(error)
+
             wanted = [(gid, group) for gid, group in sorted(config.groups.items()) if not gids or gid in gids]
-            await asyncio.gather(*(one(gid, group.addresses) for gid, group in wanted))
+            works = [one(gid, group.addresses) for gid, group in wanted]
+            if not gids or CONTROLLERS in gids:
+                works.append(controllers())
+            await asyncio.gather(*works)
         return sorted(found, key=lambda group: group.gid), failed
 
     found, failed = with_session(controllers, run)
@@ -78,18 +95,22 @@ def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeo
         groups = [_group_json(group) for group in found]
         print_json({"ok": agree and not failed, "groups": groups, "not_reachable": failed})
     else:
-        rows = [(group.gid, *row) for group in found for row in _rows(group)]
+        rows = [(_name(group.gid), *row) for group in found for row in _rows(group)]
         print_table(("group", "replica", "index", "keys", "digest", "verdict"), rows)
         for group in found:
             for difference in group.differences():
                 click.echo(f"! {_sentence(group, difference)}")
     if not agree:
-        names = ", ".join(str(group.gid) for group in found if not group.agrees)
-        raise Failed(f"not all replicas of group {names} are known to be the same")
+        names = ", ".join(_name(group.gid) for group in found if not group.agrees)
+        raise Failed(f"not all replicas of {names} are known to be the same")
     if failed:
         raise Failed(
-            "; ".join(f"group {gid} could not be asked: {why}" for gid, why in failed.items()), UNREACHABLE
+            "; ".join(f"{_name(gid)} could not be asked: {why}" for gid, why in failed.items()), UNREACHABLE
         )
+
+
+def _name(gid: int) -> str:
+    return f"group {gid}" if gid != CONTROLLERS else "the controller"
 
 
 def _rows(group: GroupCheck) -> list[tuple[object, ...]]:
@@ -103,7 +124,7 @@ def _rows(group: GroupCheck) -> list[tuple[object, ...]]:
                 (
                     address,
                     group.begun.index,
-                    f"{said.keys:,}",
+                    f"{said.keys:,}" if group.gid != CONTROLLERS else "-",
                     _short(group, address),
                     _verdict(group, address, differences),
                 )
@@ -133,7 +154,11 @@ def _told(digest: Digest) -> str:
 
 def _sentence(group: GroupCheck, difference: Difference) -> str:
     digests = "; ".join(f"{address}: {_told(digest)}" for address, digest in sorted(difference.digests.items()))
-    start = f"group {group.gid}, {difference.where}: the replicas differ ({digests})"
+    if group.gid == CONTROLLERS:
+        digests = "; ".join(f"{at}: {digest.value.hex()}" for at, digest in sorted(difference.digests.items()))
+        start = f"the controller: the replicas differ ({digests})"
+    else:
+        start = f"group {group.gid}, {difference.where}: the replicas differ ({digests})"
     if not difference.odd:
         return f"{start}. No majority agrees, so nothing tells which one is right: see docs/operations.md"
     odd = ", ".join(difference.odd)

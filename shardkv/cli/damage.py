@@ -12,10 +12,9 @@ from shardkv.cli.common import (
     handled,
     output_option,
     print_json,
-    print_table,
     timeout_option,
 )
-from shardkv.observe.overview import repair_line, when
+from shardkv.observe.notes import repair_line, when
 
 
 @click.command()
@@ -49,15 +48,14 @@ def damage(controllers: str | None, timeout: float, output: str) -> None:
     if not found:
         click.echo("no replica that answers has found damage in its state")
         return
-    rows: list[tuple[object, ...]] = []
     for one in found:
+        click.echo(f"{one['process']}: {one['address']}")
         for position, item in enumerate(one["history"]):
             is_last = position == len(one["history"]) - 1
             state = repair_line(one) if is_last and one["state_lost"] else _repaired(item)
-            rows.append(
-                (one["process"], one["address"], when(item["found_ms"]), item["file"], item["why"], state)
-            )
-    print_table(("process", "replica", "found", "file", "why", "repair"), rows)
+            # Lines, and no table: the cells are long, and a table breaks them in the middle of words.
+            click.echo(f"  {when(item['found_ms'])}  {item['file']}: {item['why']}")
+            click.echo(f"      {state}")
     for one in found:
         if one["suspect_disk"]:
             click.echo(f"! {one['process']}: {one['address']}: the disk itself is suspect, replace it")

@@ -314,7 +314,11 @@ async def _disk_at(session: Session, gid: int, number: str, address: str) -> str
     """The incarnation of the disk of the replica that answers at `address`. Raises Failed if that is another one."""
     said = await ask_status(session.dialer, address, _method(gid))
     if said is None:
-        raise Failed(f"nothing answers at {address}: start replica {number} there with --join first")
+        raise Failed(
+            f"nothing answers at {address}: start replica {number} there first. If its disk is lost or its log damaged, "
+            "move its data directory away, and start it on an empty one with the command that it always had; a "
+            "replica with a number of its own starts with --join"
+        )
     if (said.get("gid", 0), str(said["replica"])) != (gid, number):
         raise Failed(
             f"at {address} is replica {said['replica']} of group {said.get('gid', 0)}, not {number} of group {gid}"

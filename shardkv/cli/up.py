@@ -89,7 +89,10 @@ def up(
     ephemeral: bool,
     detach: bool,
 ) -> None:
-    """Start a cluster on this machine, or what is down of one, and wait until every shard serves."""
+    """Start a cluster on this machine, or what is down of one, and wait until every shard serves.
+
+    Exit status 1 as well where the cluster serves, and a replica of it ended or could not be started.
+    """
     with interrupted_by_signals() as interrupted:
         cluster = _prepare(data, groups, replicas, controllers, shards, port, metrics_port, web_port, ephemeral)
         down = [process for process in cluster.processes if not process.running]
@@ -105,13 +108,16 @@ def up(
             cluster.stop(down)  # what ran before goes on
             raise Failed(str(error)) from None
         if detach:
-            if not _all_stay(cluster, started):
+            if not _all_stay(cluster, started) or _lost(cluster):
                 sys.exit(REFUSED)
             return
         click.echo("Ctrl-C stops the cluster.")
         _watch(cluster, interrupted)
+        lost = _lost(cluster)
         click.echo(f"stopped {cluster.stop_all()} processes")
         _forget_ephemeral(cluster)
+        if lost:
+            sys.exit(REFUSED)
 
 
 @click.command()
@@ -162,18 +168,23 @@ def _prepare(
     return cluster
 
 
+def _lost(cluster: Cluster) -> list[Process]:
+    """Replicas that are not started, for their directory had data and is empty."""
+    return [process for process in cluster.processes if process.is_lost and not process.running]
+
+
 def _tell_lost(cluster: Cluster) -> None:
     """A replica on an empty directory has forgotten what it promised: it is not started as if it were new."""
-    for process in cluster.processes:
-        if process.is_lost and not process.running:
-            number = process.index + 1
-            replace = f"shardkv admin member replace {process.gid} {number} {number}={process.address}"
-            click.echo(
-                f"{process.role} at {process.address} is not started: {process.data} had its data and is empty "
-                f"or not mounted. Mount it and `up` again; or, if it is lost, start the replica on the empty "
-                f"directory with: {shlex.join(cluster.command(process))}; then let it in: {replace}",
-                err=True,
-            )
+    for process in _lost(cluster):
+        number = process.index + 1
+        replace = f"shardkv admin member replace {process.gid} {number} {number}={process.address}"
+        click.echo(
+            f"{process.role} at {process.address} is not started: {process.data} had its data and is empty "
+            f"or not mounted. Mount it and `up` again; or, if it is lost, start the replica on the empty "
+            f"directory with the command that it always had: {shlex.join(cluster.command(process))}; "
+            f"then let it in: {replace}",
+            err=True,
+        )
 
 
 def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:

@@ -8,10 +8,12 @@ counts: a replica without digests is *not compared*, which is never the same as 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -25,6 +27,7 @@ CALL_SECONDS = 5.0
 BEGIN_SECONDS = 15.0  # for the group to have a leader that begins
 ASK_SECONDS = 0.1  # between two questions to a replica
 PATIENCE_SECONDS = 30.0  # for a replica that says nothing new
+CONTROLLERS = 0  # the controller as a group
 
 
 class NotBegun(Exception):
@@ -229,3 +232,62 @@ async def check_group(
     finally:
         await close(dialer, begun.members, begun.id)
     return found
+
+
+async def check_controllers(
+    dialer: Dialer, addresses: Sequence[str], patience: float = PATIENCE_SECONDS
+) -> GroupCheck:
+    """Compare the replicas of the controller at an entry that all of them have applied last.
+
+    Their state is small and seldom changes, so nothing has to be pinned: each is asked for a digest of
+    the whole until all answers are of one entry. Raises NotBegun, AccessDenied.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience
+    seen: dict[str, dict[int, Digest]] = {}
+    members: list[str] = list(addresses)
+    why: dict[str, str] = {}
+    while True:
+        for address, said in zip(
+            members, await asyncio.gather(*(_state_of(dialer, a) for a in members)), strict=True
+        ):
+            if isinstance(said, str):
+                why[address] = said
+                continue
+            why.pop(address, None)
+            seen.setdefault(address, {})[said["index"]] = Digest(0, bytes.fromhex(said["digest"]))
+            members = said["members"] or members
+        compared = [seen.get(address, {}) for address in members]
+        common = set.intersection(*map(set, compared)) if compared else set()
+        if common or loop.time() > deadline:
+            break
+        await asyncio.sleep(ASK_SECONDS)
+    if not seen:
+        raise NotBegun("; ".join(why.values()))
+    # Where one does not answer or lags behind, the others are compared at the newest entry of most of them.
+    counts = Counter(index for digests in seen.values() for index in digests)
+    index = max(common) if common else max(counts, key=lambda index: (counts[index], index))
+    found = GroupCheck(CONTROLLERS, Begun(b"", index, 0, (), tuple(members)))
+    for address in members:
+        digest = seen.get(address, {}).get(index)
+        if digest is not None:
+            found.said[address] = Said({None: digest})
+        else:
+            behind = f"it never said what it held at entry {index}"
+            found.said[address] = Said(why_not=why.get(address, behind))
+    return found
+
+
+async def _state_of(dialer: Dialer, address: str) -> dict[str, Any] | str:
+    """What a controller says of its state, or why it does not. Raises AccessDenied."""
+    try:
+        code, body = parse(await dialer.call(address, "ctl.check", b"", CALL_SECONDS))
+        if code is Code.OK:
+            said: dict[str, Any] = json.loads(body)
+            return said
+    except (Unreachable, ValueError) as error:
+        return f"no answer: {error}"
+    text = body.decode(errors="replace")
+    if code is Code.DENIED:
+        raise AccessDenied(text)
+    return f"{code.name} {text}".strip()

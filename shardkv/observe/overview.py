@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from statistics import median
 from typing import Any
 
@@ -14,9 +13,9 @@ from raft.answers import Code, parse
 from raft.doors import Dialer, Unreachable
 from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config, Gid
+from shardkv.observe.notes import damage_problems, notes_of
 
 STATUS_SECONDS = 1.0
-TOLD_MS = 24 * 60 * 60 * 1000  # a repair is told for so long
 LAGGING_ENTRIES = 10_000  # a replica so far behind is named
 CLOCK_APART_MS = 2000  # … and one whose wall clock differs so much from those of its group
 
@@ -82,10 +81,7 @@ def moves(overview: Overview) -> list[str]:
 def problems(overview: Overview) -> list[str]:
     """What an operator should look at, a line each; empty if all is well."""
     found = _nobody_serves(overview)
-    for name, replicas in [
-        ("the controller", overview.controllers),
-        *((f"group {gid}", group) for gid, group in sorted(overview.groups.items())),
-    ]:
+    for name, replicas in _by_name(overview):
         said = {address: status for address, status in replicas.items() if status}
         if not any(status["role"] == "leader" for status in said.values()):
             found.append(f"{name} has no leader that answers")
@@ -104,7 +100,7 @@ def problems(overview: Overview) -> list[str]:
             if status.get("disk", "ok") != "ok":
                 found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
             found += [f"{name}: {address} {why}" for why in _of_disks(status)]
-            found += [f"{name}: {address}: {line}" for line in damage_lines(status)]
+            found += [f"{name}: {address}: {line}" for line in damage_problems(status)]
             if newest - status["applied_index"] > LAGGING_ENTRIES:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):
@@ -116,6 +112,22 @@ def problems(overview: Overview) -> list[str]:
                     f"for {row['stuck_seconds']:.0f} s: {row['why']}"
                 )
     return found
+
+
+def notes(overview: Overview) -> list[str]:
+    """What happened of late and needs no hand, a line each."""
+    return [
+        f"{name}: {address}: {line}"
+        for name, replicas in _by_name(overview)
+        for address, status in replicas.items()
+        if status
+        for line in notes_of(status)
+    ]
+
+
+def _by_name(overview: Overview) -> list[tuple[str, dict[str, dict[str, Any] | None]]]:
+    groups = ((f"group {gid}", group) for gid, group in sorted(overview.groups.items()))
+    return [("the controller", overview.controllers), *groups]
 
 
 def _nobody_serves(overview: Overview) -> list[str]:
@@ -173,43 +185,6 @@ def _of_disks(status: Mapping[str, Any]) -> list[str]:
         for node, incarnation in disk.get("refuses", {}).items()
     ]
     return found
-
-
-def damage_lines(status: Mapping[str, Any]) -> list[str]:
-    """What to know of damage in a replica's state: present, or repaired in the last day."""
-    damage = status.get("damage")
-    if not damage:
-        return []
-    last = damage["history"][-1]
-    what = f"{last['file']} was found damaged at {when(last['found_ms'])} ({last['why']})"
-    lines = []
-    if damage["state_lost"]:
-        lines.append(f"{what}; {repair_line(damage)}")
-    elif damage["now_ms"] - last["repaired_ms"] < TOLD_MS:
-        source = f" from replica {last['repaired_from']}" if last["repaired_from"] else ""
-        lines.append(f"{what}; repaired{source} at {when(last['repaired_ms'])}")
-    if damage["suspect_disk"] and lines:
-        lines.append("damage was found again and again: the disk itself is suspect, replace it")
-    return lines
-
-
-def repair_line(damage: Mapping[str, Any]) -> str:
-    """How the repair of a lost state goes, or what it waits for."""
-    if "percent" in damage:
-        return f"being repaired from replica {damage['repairing_from']}, {damage['percent']} %"
-    if damage["leader"]:
-        return "waits for the leader's snapshot"
-    if damage["alone"]:
-        return (
-            "no other replica has a copy, so nothing can repair it: the replica serves nothing, and its damaged "
-            "files are kept; restore a backup into a new group"
-        )
-    return "waits for a leader: only a replica whose state is whole can repair it"
-
-
-def when(time_ms: int) -> str:
-    """A moment, for people here."""
-    return datetime.fromtimestamp(time_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:
