@@ -5,6 +5,7 @@ from client.clerk import AsyncShardClerk
 from client.errors import (
     BadRequest,
     BatchError,
+    BeingRestored,
     Busy,
     ClerkClosed,
     DeadlineExceeded,
@@ -26,6 +27,7 @@ __all__ = [
     "BadCertificate",
     "BadRequest",
     "BatchError",
+    "BeingRestored",
     "Busy",
     "ClerkClosed",
     "DeadlineExceeded",

@@ -5,6 +5,7 @@ ShardKVError
 ├── ValueTooLarge        the value, or what an append would make of it, is larger than the limit
 ├── Busy                 too much is queued in this clerk; the operation was not sent
 ├── OutOfSpace           the group's disks are nearly full; deletes still work
+├── BeingRestored        a restore writes the key's shard
 ├── PermissionDenied     the servers do not know the caller, or its role does not allow the operation
 ├── Unavailable          nobody could be reached in time; the operation was not sent
 ├── DeadlineExceeded     the time was up
@@ -43,6 +44,10 @@ class Busy(ShardKVError):
 
 class OutOfSpace(ShardKVError):
     """The disks of the key's group are nearly full: it is read-only but for deletes. Nothing was done."""
+
+
+class BeingRestored(ShardKVError):
+    """A restore writes the key's shard, which answers nobody until the restore has ended. Nothing was done."""
 
 
 class PermissionDenied(ShardKVError):

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from client.errors import (
     BadRequest,
+    BeingRestored,
     KeyTooLarge,
     OutOfSpace,
     PermissionDenied,
@@ -389,5 +390,7 @@ def _error_of(status: int) -> ShardKVError:
             return OutOfSpace(
                 "the disks of this group are nearly full: it takes only deletes until there is room"
             )
+        case Status.RESTORING:
+            return BeingRestored("a restore writes this key's shard: ask when it has ended")
         case _:
             return BadRequest(f"the server answered with status {status}")

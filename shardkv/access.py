@@ -60,6 +60,8 @@ RIGHTS = {
     "kv.log": Right.ADMIN,
     "kv.view": Right.ADMIN,
     "kv.check": Right.ADMIN,
+    "kv.restore": Right.ADMIN,
+    "kv.restore_chunk": Right.ADMIN,
     "raft.members": Right.ADMIN,
     "shard.pull": Right.NODE,
     "shard.serves": Right.NODE,

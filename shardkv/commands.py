@@ -13,6 +13,7 @@ from shardkv import shardkv_pb2 as pb
 
 FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
 ABANDON, THAW, GIVE_UP, TAKE_BACK = 9, 10, 11, 12
+RESTORE, RESTORE_CHUNK = 13, 14
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -59,6 +60,16 @@ def take_back(shard: int, epoch: int) -> bytes:
 
 def release(shard: int, epoch: int) -> bytes:
     return bytes([RELEASE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def restore(encoded: bytes) -> bytes:
+    """A step of a restore: an encoded RestoreStep."""
+    return bytes([RESTORE]) + encoded
+
+
+def restore_chunk(encoded: bytes) -> bytes:
+    """A piece of a restore: an encoded RestoreChunk, as it came."""
+    return bytes([RESTORE_CHUNK]) + encoded
 
 
 def check(id: bytes) -> bytes:

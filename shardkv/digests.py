@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from shardkv import layout
-from shardkv.ownership import Row, State
+from shardkv.row import Row, State
 
 LENGTHS = struct.Struct("<II")
 DIGEST_BYTES = 16

@@ -71,6 +71,7 @@ class Status(IntEnum):
     DENIED = 18  # the caller may not touch this key
     NO_ROOM = 19  # the group's disks are nearly full
     NOT_ANSWERED = 20  # the answer is as large as it may be: ask for the rest at once
+    RESTORING = 21  # a restore writes the key's shard: ask when it has ended
 
 
 class SectionStatus(IntEnum):

@@ -18,7 +18,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import DATA, JOURNAL, RECORDS, Cursor
 from shardkv.engine import Engine
 from shardkv.machine import ShardMachine
-from shardkv.ownership import Row, State
+from shardkv.row import Row, State
 from shardkv.rows import cursor_from_pb, cursor_to_pb
 
 

@@ -21,14 +21,16 @@ from raft.snapshot import SnapshotSink, SnapshotSource
 from raft.types import Entry, Index, Kind, SnapshotMeta
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_from_pb
-from shardkv import commands, frames, layout
+from shardkv import commands, frames, journal, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
 from shardkv.engine import Batch, Engine
 from shardkv.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.frames import APPEND as APPEND_OP
-from shardkv.ownership import Ownership, Row, State
+from shardkv.ownership import Ownership
 from shardkv.records import Records
+from shardkv.restoring import Restoring
+from shardkv.row import Row, State
 from shardkv.rows import cursor_from_pb, decode_row, encode_row
 
 OK = b""  # the reply that most writes leave in the record
@@ -77,6 +79,7 @@ class ShardMachine:
         self.clock.restore(self.engine.get(layout.CLOCK) or b"")
         self._batch = Batch(self.engine)
         self._records = Records(self._batch)
+        self._restoring = Restoring(self.ownership, self._batch)
         self._before = self.applied  # the last entry whose effects are all in the batch or the engine
         self._frame_growth = self._batch_growth = 0  # bytes that appends have written
 
@@ -125,6 +128,11 @@ class ShardMachine:
                 if command[0] == commands.FRAME:
                     self._advance_clock(stamp.clock_ms)
                     replies.append(self._apply_frame(command))
+                elif command[0] == commands.RESTORE_CHUNK:
+                    self._advance_clock(stamp.clock_ms)
+                    chunk = pb.RestoreChunk.FromString(command[1:])
+                    replies.append(self._restoring.chunk(chunk).SerializeToString(deterministic=True))
+                    self._batch_growth += len(command)
                 else:
                     self._commit(self._before)
                     self._advance_clock(stamp.clock_ms)
@@ -149,28 +157,6 @@ class ShardMachine:
         batch.commit(applied)
         self._batch_growth = 0
         self._records.trim()
-
-    def _journal(self, row: Row, section: Section) -> None:
-        """Note which items this section may have changed, for the next owner to fetch again.
-
-        Entry by entry, not batch by batch: which entries share a batch differs between
-        replicas, and the journal must not, since any of them answers from it. An item that is
-        in the journal already moves to its end, so that the journal is no larger than the shard.
-        """
-        # Not what was refused as outside the shard: it is another's, perhaps the next owner's.
-        inside = (key for key in section.keys if key >= row.start and (not row.end or key < row.end))
-        items = list(dict.fromkeys(map(layout.data_key, inside)))
-        if section.session != frames.NO_SESSION:
-            items.append(layout.record_key(row.shard, section.session))
-        batch = self._batch
-        places = [layout.place_key(row.shard, item) for item in items]
-        for item, place, before in zip(items, places, batch.get_many(places), strict=True):
-            if before is not None:
-                batch.forget_new(layout.journal_key(row.shard, int.from_bytes(before, "big")))
-            batch.put(layout.journal_key(row.shard, row.journal), item)
-            batch.put(place, row.journal.to_bytes(8, "big"))
-            row.journal += 1
-        self.ownership.changed.add(row.shard)
 
     def _advance_clock(self, now_ms: int) -> None:
         """Replicated time never goes back; as it passes, expired records go, a few at a time.
@@ -200,6 +186,8 @@ class ShardMachine:
         row = self.ownership.rows.get(section.shard)
         if row is None or not row.serves:
             return self.refuse(row)
+        if row.fence is not None:
+            return frames.pack_results(bytes([Status.RESTORING]) * len(section.keys), None)
         self.operations += len(section.keys)
         self.writes[section.shard] += len(section.keys)
         # Whoever comes so late may have been forgotten, also where the session has a newer record since.
@@ -208,7 +196,8 @@ class ShardMachine:
         if record is None:
             return frames.pack_results(bytes([Status.SESSION_EXPIRED]) * len(section.keys), None)
         if row.state is State.LENDING:
-            self._journal(row, section)
+            journal.note_changes(self._batch, row, section)
+            self.ownership.changed.add(row.shard)
         if not late and self._all_new_puts(section, record, row):
             put_keys = [b"d" + key for key in section.keys]
             self._batch.changes.update(zip(put_keys, section.values, strict=True))
@@ -311,11 +300,15 @@ class ShardMachine:
     # ---- ownership
 
     def _apply_step(self, command: bytes, meta: SnapshotMeta) -> bytes:
-        """A step of a configuration or hand-over; each is idempotent. Replies b"1" if it had an effect."""
+        """A step of a configuration, hand-over or restore; each is idempotent.
+
+        Replies b"1" if it had an effect; a step of a restore, a RestoreReply.
+        """
         kind, body = command[0], command[1:]
         ownership = self.ownership
         effects: list[Effect] = []
         done = True
+        reply: bytes | None = None
         if kind == commands.LEARN:
             effects, done = self._learn(pb.Learn.FromString(body))
         elif kind == commands.BEGIN:
@@ -346,6 +339,9 @@ class ShardMachine:
             step = pb.Step.FromString(body)
             effects = ownership.released(step.shard, step.epoch)
             done = bool(effects)
+        elif kind == commands.RESTORE:
+            told, effects = self._restoring.step(pb.RestoreStep.FromString(body))
+            reply = told.SerializeToString(deterministic=True)
         elif kind == commands.CHECK:
             pass  # the commit below is what it is for
         else:
@@ -359,6 +355,8 @@ class ShardMachine:
                 self.engine.reclaim(*layout.data_range(effect.start, effect.end))
         if kind == commands.CHECK and self.on_check is not None:
             self.on_check(body)
+        if reply is not None:
+            return reply
         return b"1" if done else b""
 
     def _begin(self, incarnation: int) -> bool:
@@ -430,13 +428,9 @@ class ShardMachine:
             case Drop(shard, start, end):
                 self._batch.delete_range(*layout.data_range(start, end))
                 self._batch.delete_range(*layout.record_range(shard))
-                self._drop_journal(shard)
+                journal.drop(self._batch, shard)
             case DropJournal(shard):
-                self._drop_journal(shard)
-
-    def _drop_journal(self, shard: int) -> None:
-        self._batch.delete_range(*layout.journal_range(shard))
-        self._batch.delete_range(*layout.place_range(shard))
+                journal.drop(self._batch, shard)
 
     def check(self) -> None:
         """Invariants, for tests and simulation."""

@@ -30,7 +30,7 @@ from shardkv import commands, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import JOURNAL
 from shardkv.machine import ShardMachine
-from shardkv.ownership import Row, State
+from shardkv.row import Row, State
 from shardkv.rows import cursor_to_pb
 
 log = logging.getLogger(__name__)

@@ -27,38 +27,12 @@ The table is data: `docs/sharding.md` draws its diagram from it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import replace
 
 from shardctrler.shard_map import Change, Gid, Group, ShardId
-from shardkv.cursor import START, Cursor
+from shardkv.cursor import START
 from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
-
-
-class State(IntEnum):
-    ABSENT = 0  # Not ours; we hold nothing of it.
-    PULLING = 1  # Ours by the map; its data is on its way.
-    SERVING = 2  # Ours, complete, open to clients.
-    LENDING = 3  # Given away by the map; we serve while the next owner copies.
-    FROZEN = 4  # Given away and closed; kept until the next owner has it all.
-
-
-class Event(IntEnum):
-    CREATED = 0  # nobody had it before
-    GAINED = 1  # another group has it
-    INSTALLED = 2  # the last of its data is in, through our log
-    LOST = 3  # the map gives it to another group
-    CLOSED = 4  # what is left to copy is small enough to stop for
-    RELEASED = 5  # the next owner serves it; our log says so
-    SPLIT = 6  # a part of it becomes a shard of its own
-    BORN = 7  # it is that part
-    MERGE = 8  # it takes in its right neighbour
-    MERGED = 9  # it is that neighbour
-    ABANDONED = 10  # the taker cannot go on now: it drops what it has and begins again
-    THAWED = 11  # the taker abandoned the attempt that the giver closed for: the giver serves again
-    GIVEN_UP = 12  # the map gives it back before the taker has it all: the taker lets go of it
-    TAKEN_BACK = 13  # the taker has let go of it: it is the giver's as if it had come back
-
+from shardkv.row import Event, Pending, Row, State, overlap
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.ABSENT, Event.CREATED): State.SERVING,
@@ -80,61 +54,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.SERVING, Event.MERGED): State.ABSENT,
 }
 
-SERVED = (State.SERVING, State.LENDING)
 MAX_PEER_ADDRESSES = 32  # of one group, where it was and where it is
-
-
-def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
-    """Whether two ranges share a key; an end of b"" is beyond all keys."""
-    return (not other_end or start < other_end) and (not end or other_start < end)
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """An event in a row's queue, with what it needs when it fires."""
-
-    event: Event
-    epoch: int = 0
-    start: bytes = b""
-    end: bytes = b""
-    peer: Group | None = None  # GAINED: the source; LOST: the taker
-    other: ShardId = 0  # SPLIT, BORN, MERGE, MERGED: the other shard
-    key: bytes = b""  # SPLIT: where
-
-
-@dataclass(slots=True)
-class Row:
-    """One shard at this group."""
-
-    shard: ShardId
-    state: State = State.ABSENT
-    epoch: int = 0  # the hand-over (or creation) that the state belongs to
-    start: bytes = b""
-    end: bytes = b""
-    peer: Group | None = None  # PULLING: who has it; LENDING, FROZEN: who gets it
-    served_epoch: int = 0  # the newest epoch that we have served; 0: none
-    journal: int = 0  # LENDING, FROZEN: changes since the copy began
-    cursor: Cursor = START  # PULLING
-    queue: list[Pending] = field(default_factory=list)
-    attempt: int = 0  # PULLING: ours; LENDING, FROZEN: the taker's, as far as we rest on it
-    given_up: tuple[int, ...] = ()  # hand-overs to us that we let go of; the givers may not know it yet
-
-    @property
-    def serves(self) -> bool:
-        return self.state in SERVED
-
-    @property
-    def comes_back(self) -> bool:
-        """Whether the map has ended the hand-over: the shard goes, or has gone, back to where it came from."""
-        if not self.queue or self.peer is None or self.queue[0].peer is None:
-            return False
-        following, back = self.queue[0], self.queue[0].peer
-        same = (back.gid, back.joined) == (self.peer.gid, self.peer.joined)
-        if self.state is State.PULLING:
-            return same and following.event is Event.LOST
-        lent = self.state in (State.LENDING, State.FROZEN)
-        unchanged = (following.start, following.end) == (self.start, self.end)
-        return lent and same and unchanged and following.event is Event.GAINED
 
 
 def _moved(peer: Group, group: Group) -> Group:
@@ -311,6 +231,14 @@ class Ownership:
         row.peer, row.journal, row.attempt, row.start, row.end = None, 0, 0, b"", b""
         return [drop, *self._drain()]
 
+    def unfenced(self, shard: ShardId) -> list[Effect]:
+        """The restore of a shard has ended: what the map asked for meanwhile is done now."""
+        row = self.rows[shard]
+        assert row.fence is not None, "asked before"
+        row.restored, row.fence = row.fence.generation, None
+        self.changed.add(shard)
+        return self._drain()
+
     def in_state(self, state: State) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.state is state)
 
@@ -366,8 +294,8 @@ class Ownership:
         return effects
 
     def _can_fire(self, row: Row, pending: Pending) -> bool:
-        if (row.state, pending.event) not in TRANSITIONS:
-            return False
+        if (row.state, pending.event) not in TRANSITIONS or row.fence is not None:
+            return False  # a shard that is being restored changes afterwards
         match pending.event:
             case Event.CREATED | Event.GAINED:
                 return not any(self._comes_first(other, pending) for other in self.rows.values())
@@ -379,6 +307,7 @@ class Ownership:
                     and partner.queue[0].event is mirror
                     and partner.queue[0].other == row.shard
                     and (partner.state, mirror) in TRANSITIONS
+                    and partner.fence is None
                 )
             case Event.BORN | Event.MERGED:
                 return False  # fires with its partner
@@ -443,6 +372,7 @@ class Ownership:
         for position, row in enumerate(held):
             assert row.epoch > 0
             assert (row.peer is not None) == (row.state not in (State.SERVING,)), row
+            assert row.fence is None or row.state is State.SERVING, row
             for other in held[position + 1 :]:
                 assert not overlap(row.start, row.end, other.start, other.end), f"{row} overlaps {other}"
         for row in self.rows.values():

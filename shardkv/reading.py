@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from shardkv import frames, layout
 from shardkv.frames import GET, SCAN_OP, MalformedFrame, Section, Status
 from shardkv.machine import ShardMachine
-from shardkv.ownership import Row
+from shardkv.row import Row
 
 SCAN_PAGE_BYTES = 1 << 20
 SCAN_PAGE_PAIRS = 4096
@@ -90,6 +90,8 @@ class Reader:
                     return machine.refuse(row)
                 # It has left between two slices: as if it had been split, the clerk looks for it.
                 statuses += bytes([Status.WRONG_SHARD]) * (count - len(statuses))
+            elif row.fence is not None:
+                statuses += bytes([Status.RESTORING]) * (count - len(statuses))
             else:
                 with self._looking():
                     _read_slice(machine, row, section, budget, statuses, values)

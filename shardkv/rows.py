@@ -5,7 +5,7 @@ from __future__ import annotations
 from shardctrler.shard_map import Group
 from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import Cursor
-from shardkv.ownership import Event, Pending, Row, State
+from shardkv.row import Event, Fence, Pending, Row, State
 
 
 def peer_to_pb(peer: Group | None) -> pb.Peer | None:
@@ -24,6 +24,32 @@ def cursor_from_pb(message: pb.Cursor) -> Cursor:
     return Cursor(message.phase, message.key, message.position)
 
 
+def fence_to_pb(fence: Fence | None) -> pb.RestoreFence | None:
+    if fence is None:
+        return None
+    return pb.RestoreFence(
+        run=fence.run,
+        name=fence.name,
+        generation=fence.generation,
+        beat=fence.beat,
+        next=fence.next,
+        later=fence.later,
+        sealed=fence.sealed,
+    )
+
+
+def fence_from_pb(message: pb.RestoreFence) -> Fence:
+    return Fence(
+        message.run,
+        message.name,
+        message.generation,
+        message.beat,
+        message.next,
+        tuple(message.later),
+        message.sealed,
+    )
+
+
 def encode_row(row: Row) -> bytes:
     message = pb.ShardRow(
         shard=row.shard,
@@ -37,6 +63,8 @@ def encode_row(row: Row) -> bytes:
         cursor=cursor_to_pb(row.cursor),
         attempt=row.attempt,
         given_up=row.given_up,
+        fence=fence_to_pb(row.fence),
+        restored=row.restored,
     )
     for pending in row.queue:
         message.queue.add(
@@ -78,4 +106,6 @@ def decode_row(data: bytes) -> Row:
         queue,
         message.attempt,
         tuple(message.given_up),
+        fence_from_pb(message.fence) if message.HasField("fence") else None,
+        message.restored,
     )

@@ -31,8 +31,9 @@ from shardkv.frames import Limits, MalformedFrame
 from shardkv.lending import PACE, Pace
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
-from shardkv.ownership import Row, State
 from shardkv.reading import Reader
+from shardkv.restore_calls import restore_chunk, restore_step
+from shardkv.row import Row, State
 from shardkv.sizes import Sizes
 from shardkv.viewing import Views, read_log
 
@@ -100,6 +101,10 @@ class GroupServer:
                     return answer(await self._view(pb.ViewRequest.FromString(payload)))
                 case "kv.check":
                     return answer(await self._check(pb.CheckRequest.FromString(payload)))
+                case "kv.restore":
+                    return answer(await restore_step(self.replica, self.machine, payload))
+                case "kv.restore_chunk":
+                    return answer(await restore_chunk(self.replica, payload, self._limits))
                 case "kv.log":
                     request = pb.LogRequest.FromString(payload)
                     return answer((await read_log(self.replica, request)).SerializeToString())
@@ -231,12 +236,14 @@ class GroupServer:
     def _row_status(self, row: Row, sizes: Mapping[int, int]) -> dict[str, object]:
         machine = self.machine
         said: dict[str, object] = {
-            "state": row.state.name,
+            "state": row.state.name if row.fence is None else "RESTORING",
             "epoch": row.epoch,
             "waiting": len(row.queue),
             "writes": machine.writes[row.shard],
             "reads": machine.reads[row.shard],
         }
+        if row.fence is not None:
+            said["restoring"] = row.fence.name
         if row.peer is not None:
             said["peer"] = row.peer.gid
         if row.state is State.PULLING:

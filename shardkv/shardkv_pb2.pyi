@@ -55,7 +55,7 @@ class Cursor(_message.Message):
     def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ShardRow(_message.Message):
-    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up")
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up", "fence", "restored")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,8 @@ class ShardRow(_message.Message):
     QUEUE_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    RESTORED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     state: int
     epoch: int
@@ -80,7 +82,115 @@ class ShardRow(_message.Message):
     queue: _containers.RepeatedCompositeFieldContainer[Event]
     attempt: int
     given_up: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ...) -> None: ...
+    fence: RestoreFence
+    restored: int
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., restored: _Optional[int] = ...) -> None: ...
+
+class RestoreFence(_message.Message):
+    __slots__ = ("run", "name", "generation", "beat", "next", "later", "sealed")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    BEAT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    LATER_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    name: str
+    generation: int
+    beat: int
+    next: int
+    later: _containers.RepeatedScalarFieldContainer[int]
+    sealed: bool
+    def __init__(self, run: _Optional[str] = ..., name: _Optional[str] = ..., generation: _Optional[int] = ..., beat: _Optional[int] = ..., next: _Optional[int] = ..., later: _Optional[_Iterable[int]] = ..., sealed: bool = ...) -> None: ...
+
+class RestoreStep(_message.Message):
+    __slots__ = ("kind", "shard", "run", "name", "generation", "over_run", "over_beat", "chunks")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LOOK: _ClassVar[RestoreStep.Kind]
+        BEGIN: _ClassVar[RestoreStep.Kind]
+        BEAT: _ClassVar[RestoreStep.Kind]
+        SEAL: _ClassVar[RestoreStep.Kind]
+        END: _ClassVar[RestoreStep.Kind]
+    LOOK: RestoreStep.Kind
+    BEGIN: RestoreStep.Kind
+    BEAT: RestoreStep.Kind
+    SEAL: RestoreStep.Kind
+    END: RestoreStep.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    OVER_RUN_FIELD_NUMBER: _ClassVar[int]
+    OVER_BEAT_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    kind: RestoreStep.Kind
+    shard: int
+    run: str
+    name: str
+    generation: int
+    over_run: str
+    over_beat: int
+    chunks: int
+    def __init__(self, kind: _Optional[_Union[RestoreStep.Kind, str]] = ..., shard: _Optional[int] = ..., run: _Optional[str] = ..., name: _Optional[str] = ..., generation: _Optional[int] = ..., over_run: _Optional[str] = ..., over_beat: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class RestoreChunk(_message.Message):
+    __slots__ = ("shard", "run", "number", "page", "digest")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    run: str
+    number: int
+    page: bytes
+    digest: bytes
+    def __init__(self, shard: _Optional[int] = ..., run: _Optional[str] = ..., number: _Optional[int] = ..., page: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class RestoreReply(_message.Message):
+    __slots__ = ("outcome", "start", "end", "fence", "fenced")
+    class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        DONE: _ClassVar[RestoreReply.Outcome]
+        NOT_SERVED: _ClassVar[RestoreReply.Outcome]
+        HAS_DATA: _ClassVar[RestoreReply.Outcome]
+        OTHER_RUN: _ClassVar[RestoreReply.Outcome]
+        INCOMPLETE: _ClassVar[RestoreReply.Outcome]
+        TOO_FAR: _ClassVar[RestoreReply.Outcome]
+        MALFORMED: _ClassVar[RestoreReply.Outcome]
+    DONE: RestoreReply.Outcome
+    NOT_SERVED: RestoreReply.Outcome
+    HAS_DATA: RestoreReply.Outcome
+    OTHER_RUN: RestoreReply.Outcome
+    INCOMPLETE: RestoreReply.Outcome
+    TOO_FAR: RestoreReply.Outcome
+    MALFORMED: RestoreReply.Outcome
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
+    outcome: RestoreReply.Outcome
+    start: bytes
+    end: bytes
+    fence: RestoreFence
+    fenced: _containers.RepeatedCompositeFieldContainer[FencedShard]
+    def __init__(self, outcome: _Optional[_Union[RestoreReply.Outcome, str]] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., fenced: _Optional[_Iterable[_Union[FencedShard, _Mapping]]] = ...) -> None: ...
+
+class FencedShard(_message.Message):
+    __slots__ = ("shard", "fence", "start", "end")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FENCE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    fence: RestoreFence
+    start: bytes
+    end: bytes
+    def __init__(self, shard: _Optional[int] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ...) -> None: ...
 
 class Learn(_message.Message):
     __slots__ = ("changes",)

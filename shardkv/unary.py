@@ -31,6 +31,10 @@ REFUSED = {
         "the key is empty, or longer than this server takes",
     ),
     Status.VALUE_SIZE: (grpc.StatusCode.INVALID_ARGUMENT, "the value is larger than this server takes"),
+    Status.RESTORING: (
+        grpc.StatusCode.UNAVAILABLE,
+        "a restore writes this key's shard: ask when it has ended",
+    ),
     Status.NO_ROOM: (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "the disks of this group are nearly full: it takes only deletes until there is room",

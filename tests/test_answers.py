@@ -16,9 +16,9 @@ from raft.types import SnapshotMeta
 from shardkv import frames, reading
 from shardkv.engine import Batch, Engine, MemoryEngine
 from shardkv.frames import APPEND, GET, PUT, SCAN_OP, Limits, MalformedFrame, SectionReply, Status
-from shardkv.ownership import State
 from shardkv.reading import ANSWER_BYTES, SCAN_PAGE_BYTES, Reader
 from shardkv.rocks import RocksEngine
+from shardkv.row import State
 from tests.one_group import OneGroup
 from tests.sim.disk import SimDisk
 

@@ -48,6 +48,7 @@ PURE = {
     "shardkv/cursor.py",
     "shardkv/effects.py",
     "shardkv/ownership.py",
+    "shardkv/row.py",
     "client/errors.py",
     "client/operations.py",
 }

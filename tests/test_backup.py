@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
+from client import BeingRestored
 from raft.rpc import TcpDialer
 from shardctrler.query import ControllerClient
 from shardkv.backup import create
@@ -354,14 +355,32 @@ def test_a_restore_that_was_cut_off_is_given_again(source: LiveCluster, tmp_path
     done(source, "backup", "create", url)
     expected = everything(source)
     with LiveCluster(groups=1, replicas=1, controllers=1, shards=1) as other:
-        environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(other.controllers)}
-        cut = subprocess.Popen([*SHARDKV, "restore", url, "--rate", "1"], env=environment, cwd="/")
-        wait_until(lambda: len(everything(other)) > 100)
-        cut.send_signal(signal.SIGKILL)
-        cut.wait()
-        assert len(everything(other)) < len(expected)
+        cut_off(other, url)
+        assert is_refused(other), "what is there is not whole"
+        done(other, "admin", "abort-restore")
+        assert everything(other) == {}
+        cut_off(other, url)
         done(other, "restore", url)
         assert everything(other) == expected
+
+
+def cut_off(cluster: LiveCluster, url: str) -> None:
+    """A restore that is killed while it writes."""
+    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(cluster.controllers)}
+    cut = subprocess.Popen([*SHARDKV, "restore", url, "--rate", "1"], env=environment, cwd="/")
+    wait_until(lambda: is_refused(cluster))
+    assert cut.poll() is None, "it is throttled: it cannot be done yet"
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+
+
+def is_refused(cluster: LiveCluster) -> bool:
+    with cluster.clerk() as clerk:
+        try:
+            clerk.get(b"k")
+        except BeingRestored:
+            return True
+    return False
 
 
 def test_a_log_that_is_compacted_under_the_backup_makes_it_begin_anew(

@@ -1,4 +1,4 @@
-"""Two at once: of two restores one wins, and no deletion takes a chunk from a backup that is being made."""
+"""Two at once: no deletion takes a chunk from a backup that is being made."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ import pytest
 from shardkv.backup import catalog, fence
 from shardkv.backup.create import Backup
 from shardkv.backup.errors import BackupError
-from shardkv.backup.mark import MARK, MarkLost, held
-from shardkv.backup.restore import Piece, Restore
 from shardkv.backup.store import Found, Store, open_store
 from tests.sim.loop import world_time
 from tests.sim.world import World, in_world
@@ -24,103 +22,6 @@ from tests.test_backup_digests import InMemory
 
 PAIRS = [(b"k%03d" % n, b"v%d" % n) for n in range(300)]
 NAME = "20261125T000000Z-000000"
-
-
-class Group:
-    """As `Revived`, with pairs of its own, which it gives out as somebody lets it."""
-
-    def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        self._pairs = pairs
-
-    def pairs(self, piece: Piece):  # type: ignore[no-untyped-def]
-        yield from self._pairs
-
-
-def restore(pairs: list[tuple[bytes, bytes]] = PAIRS, rate: float = 0.0) -> tuple[Restore, list[Piece]]:
-    work = Restore(None, Path(), rate)  # type: ignore[arg-type]
-    work._groups = {None: Group(pairs)}  # type: ignore[dict-item]
-    return work, [Piece(b"", b"", None)]  # type: ignore[arg-type]
-
-
-async def run(world: World, name: str, pairs: list[tuple[bytes, bytes]] = PAIRS) -> tuple[int, int]:
-    work, pieces = restore(pairs)
-    return await work.write(world.clerk(), pieces, name)
-
-
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("other", [NAME, "20261124T000000Z-000000"])
-def test_of_two_restores_at_once_one_wins_and_the_other_is_refused(seed: int, other: str) -> None:
-    @in_world(groups=(1, 2), controllers=1, seed=seed)
-    async def story(world: World) -> None:
-        older = [(key, b"old") for key, _ in PAIRS]
-        done = await asyncio.gather(
-            run(world, NAME), run(world, other, PAIRS if other == NAME else older), return_exceptions=True
-        )
-        won = [n for n, result in enumerate(done) if not isinstance(result, BaseException)]
-        assert len(won) == 1 and isinstance(done[1 - won[0]], BackupError), done
-        found = dict([pair async for pair in world.clerk().scan()])
-        assert found == dict(PAIRS if won[0] == 0 or other == NAME else older), (
-            "one of them, whole, and no mark"
-        )
-
-    story()
-
-
-@in_world(groups=(1,), controllers=1)
-async def test_a_restore_that_was_cut_off_is_taken_over_by_one_of_the_same_backup_alone(world: World) -> None:
-    async def cut_off() -> None:
-        async with held(world.clerk(), NAME):
-            await world.clerk().put(*PAIRS[0])
-            await asyncio.sleep(2)
-            raise KeyError("killed")
-
-    with pytest.raises(KeyError):
-        await cut_off()
-    assert await world.clerk().get(MARK) is not None
-    with pytest.raises(BackupError, match=f"a part of another restore \\({NAME}\\)"):
-        await run(world, "another")
-    assert await run(world, NAME) == (300, sum(len(key) + len(value) for key, value in PAIRS))
-    assert dict([pair async for pair in world.clerk().scan()]) == dict(PAIRS)
-
-
-@in_world(groups=(1,), controllers=1)
-async def test_a_run_whose_mark_was_taken_over_writes_nothing_more(world: World) -> None:
-    """It was suspended for so long that another run finished, and clients have written since."""
-    clerk = world.clerk()
-
-    async def suspended() -> None:
-        async with held(clerk, NAME) as mark:
-            seen = await clerk.get(MARK)
-            assert await clerk.cas(MARK, seen, b"%s\nother\n1" % NAME.encode())
-            await asyncio.sleep(2)
-            mark.check()
-            raise AssertionError("it may write no more")
-
-    with pytest.raises(MarkLost):
-        await suspended()
-    assert await clerk.get(MARK) == b"%s\nother\n1" % NAME.encode(), "the other's mark is left alone"
-
-
-@in_world(groups=(1,), controllers=1)
-async def test_a_late_write_of_a_restore_overwrites_nothing(world: World) -> None:
-    clerk = world.clerk()
-    await clerk.put(b"k000", b"newer")
-    await clerk.put(MARK, NAME.encode())  # as if another run were under way, and were cut off
-    with pytest.raises(BackupError, match="k000"):
-        await run(world, NAME)
-    assert await clerk.get(b"k000") == b"newer"
-
-
-@in_world(groups=(1,), controllers=1)
-async def test_a_cluster_that_has_data_is_refused_and_left_without_a_mark(world: World) -> None:
-    clerk = world.clerk()
-    await clerk.put(b"a", b"1")
-    with pytest.raises(BackupError, match="into an empty one"):
-        await run(world, NAME)
-    await clerk.put(MARK, f"{NAME}\nrun\nfinished".encode())
-    with pytest.raises(BackupError, match="into an empty one"):
-        await run(world, NAME)
-    assert dict([pair async for pair in clerk.scan()]) == {b"a": b"1"}
 
 
 # ---- a deletion beside a backup

@@ -29,7 +29,7 @@ from shardkv.backup.store import LEVEL, chunk_name, packed
 from shardkv.digests import Digester, parts_of
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
-from shardkv.ownership import State
+from shardkv.row import State
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 from tests.test_backup_digests import InMemory

@@ -17,7 +17,8 @@ from shardctrler.planner import Refused
 from shardctrler.query import AdminRefused
 from shardctrler.shard_map import Change, Config, Group, Move
 from shardkv.observe.overview import problems
-from shardkv.ownership import Ownership, State
+from shardkv.ownership import Ownership
+from shardkv.row import State
 from tests.sim.workload import Workload
 from tests.sim.world import World, in_world
 from tests.test_sharded_kv import KEYS, all_there, fill, shards_of

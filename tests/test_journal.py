@@ -14,7 +14,7 @@ from shardkv.cursor import JOURNAL, Cursor
 from shardkv.engine import MemoryEngine
 from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
-from shardkv.ownership import State
+from shardkv.row import State
 from shardkv.rows import cursor_from_pb, cursor_to_pb
 from tests.sim.disk import SimDisk
 from tests.test_units import CREATED, LOST, entry, learn, member, write

@@ -36,14 +36,15 @@ from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
 from raft.snapshot import SnapshotReceiver
 from shardctrler.claims import Claims
-from shardkv import commands, layout, lending, tables
+from shardkv import commands, journal, layout, lending, tables
 from shardkv import shardkv_pb2 as pb
 from shardkv.cursor import Cursor
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
 from shardkv.migration import Migrator
-from shardkv.ownership import Ownership, Row, State
+from shardkv.ownership import Ownership
 from shardkv.records import Records
+from shardkv.row import Row, State
 from tests import test_promises, test_rocks, test_units
 from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile
@@ -504,11 +505,11 @@ def a_configuration_is_skipped(patch: pytest.MonkeyPatch) -> None:
 
 def the_journal_follows_the_batches(patch: pytest.MonkeyPatch) -> None:
     """The real bug of seed 47: positions that mean something else on another replica."""
-    patch.setattr(ShardMachine, "_journal", lambda self, row, section: None)
+    patch.setattr(journal, "note_changes", lambda batch, row, section: None)
     original = ShardMachine._commit
 
     def commit(self: ShardMachine, applied) -> None:  # type: ignore[no-untyped-def]
-        self._records.store(self._batch)
+        self._records.store()
         for row in list(self.ownership.in_state(State.LENDING)):
             start, end = layout.data_range(row.start, row.end)
             low, high = layout.record_range(row.shard)

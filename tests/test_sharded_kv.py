@@ -11,7 +11,7 @@ import pytest
 from client.errors import DeadlineExceeded
 from shardctrler.query import AdminRefused
 from shardkv import layout
-from shardkv.ownership import State
+from shardkv.row import State
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import Process, World, in_world

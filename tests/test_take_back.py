@@ -16,7 +16,8 @@ from shardctrler.shard_map import Change, Group, Move
 from shardkv.cursor import JOURNAL
 from shardkv.lending import Closing, Pace
 from shardkv.observe.overview import problems
-from shardkv.ownership import Ownership, State
+from shardkv.ownership import Ownership
+from shardkv.row import State
 from tests.sim import world as sim
 from tests.sim.world import World, in_world
 from tests.test_sharded_kv import KEYS, all_there, fill, rows, shards_of

@@ -25,9 +25,9 @@ from shardkv.engine import Batch, MemoryEngine
 from shardkv.frames import APPEND, NO_SESSION, PUT, Status
 from shardkv.machine import JOINS, ShardMachine
 from shardkv.observe.overview import problems
-from shardkv.ownership import State
 from shardkv.records import SWEEP_RECORDS, Records
 from shardkv.rocks import RocksEngine
+from shardkv.row import State
 from shardkv.rows import cursor_to_pb
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world

@@ -29,8 +29,9 @@ from shardkv.engine import Batch, Engine, MemoryEngine
 from shardkv.frames import MalformedFrame, Status
 from shardkv.lending import Closing, Pace
 from shardkv.machine import JOINS, ShardMachine
-from shardkv.ownership import TRANSITIONS, Event, Ownership, Row, State
+from shardkv.ownership import TRANSITIONS, Ownership
 from shardkv.rocks import RocksEngine
+from shardkv.row import Event, Row, State
 from shardkv.rows import cursor_to_pb, decode_row, encode_row
 from tests.sim import loop
 from tests.sim.disk import SimDisk

@@ -13,3 +13,11 @@ class Damaged(BackupError):
 
 class Missing(Damaged):
     """There is no such object."""
+
+
+def first_error(failed: ExceptionGroup[Exception]) -> Exception:
+    """The error for which the other tasks of a group were cancelled."""
+    error: Exception = failed
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -15,25 +15,26 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from client import AsyncShardClerk
+from raft.doors import Dialer
 from raft.types import Entry, Index, Kind, SnapshotMeta
+from shardctrler.query import ControllerClient
 from shardkv import layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
 from shardkv.backup.archive import ArchivedGroup, Segment
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.history import History
+from shardkv.backup.install import Installer
 from shardkv.backup.manifest import GroupPart, Manifest, moment
-from shardkv.backup.mark import held
+from shardkv.backup.run import held
 from shardkv.backup.source import Throttle
 from shardkv.backup.store import Store
 from shardkv.backup.whole import Wholeness
 from shardkv.machine import ShardMachine
-from shardkv.ownership import Row, State
 from shardkv.rocks import RocksEngine
+from shardkv.row import Row, State, overlap
 
 LOAD_PAIRS = 5000
-WRITES_AT_ONCE = 2000
 HOLDS = {State.SERVING: 2, State.LENDING: 1, State.FROZEN: 0}  # the whole of a shard; the more the better
 
 
@@ -86,6 +87,13 @@ class Revived:
             self.machine.apply(batch)
 
     def rows(self) -> list[Row]:
+        """The shards that it held whole. Raises BackupError where a restore was writing them."""
+        restoring = [row for row in self.machine.ownership.rows.values() if row.fence is not None]
+        if restoring:
+            raise BackupError(
+                f"at that moment a restore was writing shard {restoring[0].shard} of group {self.gid}: "
+                "choose a later moment, or another backup"
+            )
         return [row for row in self.machine.ownership.rows.values() if row.state in HOLDS]
 
     def pairs(self, piece: Piece) -> Iterator[tuple[bytes, bytes]]:
@@ -204,52 +212,26 @@ class Restore:
                 return group.why_not
         return f"the archive has nothing of {named}"
 
-    async def write(self, clerk: AsyncShardClerk, pieces: list[Piece], name: str) -> tuple[int, int]:
-        """Into a cluster that is empty, or that a restore of the same `name` was cut off in: (keys, bytes).
+    async def write(
+        self, controller: ControllerClient, dialer: Dialer, pieces: list[Piece], name: str
+    ) -> tuple[int, int]:
+        """Into a cluster that is empty, or in the place of a restore that was cut off: (keys, bytes).
 
-        Every write is a compare-and-set against "absent", made while the mark is held: a run that was
-        suspended, and whose restore was finished by another run, changes no key that is there. Only
-        a key that a client has deleted since could come back, by a write that was already on its way.
-        Raises BackupError, ShardKVError.
+        Raises BackupError, AccessDenied, ControllerUnavailable.
         """
-        keys, size, count = 0, 0, 0
-        waiting: set[asyncio.Task[None]] = set()
-        async with held(clerk, name) as mark:
-            try:
-                for piece in pieces:
-                    for key, value in self._groups[piece.group].pairs(piece):
-                        mark.check()
-                        waiting.add(asyncio.create_task(_put_new(clerk, key, value)))
-                        keys, size = keys + 1, size + len(key) + len(value)
-                        count += len(key) + len(value)
-                        if len(waiting) >= WRITES_AT_ONCE:
-                            waiting = await self._some_done(waiting, count)
-                            count = 0
-                while waiting:
-                    waiting = await self._some_done(waiting, count)
-                    count = 0
-            finally:
-                for put in waiting:
-                    put.cancel()
-                await asyncio.gather(*waiting, return_exceptions=True)
-        return keys, size
+        async with held(controller, dialer, name) as run:
+            installer = Installer(run, self._throttle, self._written)
+            await installer.install(lambda start, end: self._pairs(pieces, start, end))
+        return installer.keys, installer.size
 
-    async def _some_done(self, waiting: set[asyncio.Task[None]], count: int) -> set[asyncio.Task[None]]:
-        await self._throttle.take(count)
-        done, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for put in done:
-            put.result()
-        self._written(count)
-        return left
+    def _pairs(self, pieces: list[Piece], start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """All pairs in [start, end), in key order."""
+        for piece in pieces:
+            if overlap(piece.start, piece.end, start, end):
+                both_end = min(filter(None, (piece.end, end)), default=b"")
+                part = Piece(max(piece.start, start), both_end, piece.group)
+                yield from self._groups[piece.group].pairs(part)
 
     def close(self) -> None:
         for group in self._groups.values():
             group.close()
-
-
-async def _put_new(clerk: AsyncShardClerk, key: bytes, value: bytes) -> None:
-    """Raises BackupError where somebody else has written the key; a run of this restore wrote the same."""
-    if not await clerk.cas(key, None, value) and await clerk.get(key) != value:
-        raise BackupError(
-            f"the key {key!r} was written while the restore was under way: give it an empty cluster"
-        )

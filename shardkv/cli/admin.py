@@ -337,6 +337,23 @@ def _shards(said: dict[str, Any] | None) -> str:
     return ", ".join(f"{count} {state.lower()}" for state, count in sorted(by_state.items()))
 
 
+@admin.command("abort-restore")
+@controllers_option
+@output_option
+@handled
+def abort_restore(controllers: str | None, output: str) -> None:
+    """Delete what a restore that was cut off has written, and let clients use the shards again."""
+    from shardkv.backup.run import abort
+
+    shards = with_session(controllers, lambda session: abort(session.controller, session.dialer))
+    if output == "json":
+        print_json({"ok": True, "shards": shards})
+    elif shards:
+        click.echo(f"{shards} shards are empty, and open to clients")
+    else:
+        click.echo("no restore is under way")
+
+
 @admin.command("transfer-leader")
 @click.argument("gid", type=click.IntRange(min=1))
 @click.argument("replica", type=click.IntRange(min=1), required=False)

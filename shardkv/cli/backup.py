@@ -26,7 +26,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from client import AsyncShardClerk
 from shardkv.backup import catalog
 from shardkv.backup.archive import Archiver
 from shardkv.backup.create import Backup
@@ -38,23 +37,16 @@ from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import (
     console,
     controllers_option,
-    find_controllers,
-    find_login,
-    find_tls,
     handled,
     output_option,
     print_json,
     print_table,
     run_async,
 )
-from shardkv.frames import Limits
 
 T = TypeVar("T")
 MEGABYTE = 1_000_000
 NICE = 10  # on a machine that also serves, a backup gives way
-WRITE_SECONDS = 60.0  # for one key, while a restore goes as fast as the cluster takes it
-# A cluster may take larger keys and values than clerks do by themselves.
-ANY_SIZE = Limits(key_bytes=65535, value_bytes=16 << 20)
 
 url_argument = click.argument("url", metavar="URL")
 rate_option = click.option(
@@ -300,12 +292,12 @@ def restore(
 ) -> None:
     """Put a backup, the newest by default, into an empty cluster of any shape.
 
-    Cut off, it may be given again, and writes the same once more.
+    Clients are refused until all is in. Cut off, it may be given again, and begins from the beginning;
+    or `shardkv admin abort-restore` deletes what it wrote and lets clients in.
     """
     store = open_store(url, endpoint, region)
-    addresses, login, tls = find_controllers(controllers), find_login(), find_tls()
 
-    async def run(directory: Path) -> tuple[Manifest, int, int]:
+    async def run(session: Session, directory: Path) -> tuple[Manifest, int, int]:
         with _bar() as bar:
             loading, writing = bar.add_task("load", total=None), bar.add_task("write", total=None)
             work = Restore(
@@ -318,15 +310,13 @@ def restore(
             try:
                 manifest = await work.choose(id, at)
                 pieces = await work.revive(manifest, at)
-                clerk = AsyncShardClerk(addresses, timeout=WRITE_SECONDS, limits=ANY_SIZE, tls=tls, login=login)
-                async with clerk:
-                    name = manifest.id if at is None else f"{manifest.id} at {moment(at)}"
-                    return manifest, *await work.write(clerk, pieces, name)
+                name = manifest.id if at is None else f"{manifest.id} at {moment(at)}"
+                return manifest, *await work.write(session.controller, session.dialer, pieces, name)
             finally:
                 work.close()
 
     with _scratch(scratch) as directory:
-        manifest, keys, size = run_async(run(directory))
+        manifest, keys, size = with_session(controllers, lambda session: run(session, directory))
     shown = moment(manifest.time_ms if at is None else at)
     if output == "json":
         print_json({"ok": True, "id": manifest.id, "moment": shown, "keys": keys, "bytes": size})

@@ -27,8 +27,8 @@ from raft.rsm import ReplicatedMachine
 from shardctrler.machine import ControllerMachine
 from shardctrler.shard_map import NO_GROUP
 from shardkv.machine import ShardMachine
-from shardkv.ownership import State
 from shardkv.rocks import RocksEngine
+from shardkv.row import State
 
 GATHER_SECONDS = 5.0
 # From the time that a fast disk or a call on loopback takes, to what is too long for any.

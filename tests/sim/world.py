@@ -42,7 +42,7 @@ from shardkv.lending import Pace
 from shardkv.machine import ShardMachine
 from shardkv.observe.compare import GroupCheck, check_group
 from shardkv.observe.overview import Overview, look
-from shardkv.ownership import State
+from shardkv.row import State
 from shardkv.server import GroupServer
 from tests.sim import loop
 from tests.sim.disk import SimDisk
