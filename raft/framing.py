@@ -25,6 +25,8 @@ RECORD = struct.Struct("<BQHI")
 POST, CALL, ANSWER, ASK, HERE = 1, 2, 3, 4, 5
 MAX_METHOD_BYTES = 64
 MAX_PAYLOAD_BYTES = 64 << 20
+MAX_HELLO_BYTES = 1024
+SMALL_PAYLOAD_BYTES = 8 << 10  # of a record, until the other end has said who it is
 
 
 class MalformedStream(Exception):
@@ -37,13 +39,27 @@ def pack_hello(version: int, cluster: str) -> bytes:
 
 
 class Parser:
-    """Cuts what arrives into a hello and records; keeps what is not whole yet."""
+    """Cuts what arrives into a hello and records; keeps what is not whole yet.
 
-    def __init__(self) -> None:
+    While the other end has not said who it is, the payload of a record above `SMALL_PAYLOAD_BYTES` is
+    not kept: the record is given out without it as soon as its head is there, and the payload is skipped.
+    """
+
+    def __init__(self, small: bool = False) -> None:
         self._buffer = bytearray()
+        self.small = small
+        self._to_skip = 0
 
     def feed(self, data: bytes) -> None:
+        if self._to_skip:
+            skipped = min(self._to_skip, len(data))
+            self._to_skip -= skipped
+            data = data[skipped:]
         self._buffer += data
+
+    def __len__(self) -> int:
+        """Bytes that are kept."""
+        return len(self._buffer)
 
     def hello(self) -> tuple[int, str] | None:
         """(version or status, text) once it is whole. Raises MalformedStream."""
@@ -53,14 +69,16 @@ class Parser:
         if len(buffer) < HELLO.size:
             return None
         _, version, length = HELLO.unpack_from(buffer)
+        if length > MAX_HELLO_BYTES:
+            raise MalformedStream(f"a hello of {length} bytes")
         if len(buffer) < HELLO.size + length:
             return None
         text = bytes(buffer[HELLO.size : HELLO.size + length]).decode(errors="replace")
         del buffer[: HELLO.size + length]
         return version, text
 
-    def records(self) -> Iterator[tuple[int, int, str, bytes]]:
-        """(kind, number, method, payload) of each whole record. Raises MalformedStream."""
+    def records(self) -> Iterator[tuple[int, int, str, bytes | None]]:
+        """(kind, number, method, payload) of each whole record; without a payload that is skipped. Raises MalformedStream."""
         buffer, offset = self._buffer, 0
         try:
             while len(buffer) - offset >= RECORD.size:
@@ -68,11 +86,20 @@ class Parser:
                 if not POST <= kind <= HERE or method_length > MAX_METHOD_BYTES or length > MAX_PAYLOAD_BYTES:
                     raise MalformedStream(f"a record of kind {kind} with {method_length} + {length} bytes")
                 start = offset + RECORD.size
-                end = start + method_length + length
+                body = start + method_length
+                end = body + length
+                if self.small and length > SMALL_PAYLOAD_BYTES:
+                    if body > len(buffer):
+                        break
+                    self._to_skip = max(0, end - len(buffer))
+                    offset = min(end, len(buffer))
+                    method = bytes(buffer[start:body]).decode("ascii", errors="replace")
+                    yield kind, number, method, None
+                    continue
                 if end > len(buffer):
                     break
-                method = bytes(buffer[start : start + method_length]).decode("ascii", errors="replace")
-                payload = bytes(buffer[start + method_length : end])
+                method = bytes(buffer[start:body]).decode("ascii", errors="replace")
+                payload = bytes(buffer[body:end])
                 offset = end
                 yield kind, number, method, payload
         finally:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import socket
 import ssl
@@ -18,30 +17,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+from raft.audit import Audit
+from raft.descriptors import PIPE, Descriptors
 from raft.doors import Handler
+from raft.doorway import Doorway
 from raft.framing import MAGIC
-from raft.gate import Gate
+from raft.gate import Gate, Standing
+from raft.inbound import Inbound
 from raft.serving import Post, ServerStream
 
 log = logging.getLogger(__name__)
 
 HTTP2 = b"PRI"
-FIRST_BYTES_SECONDS = 10.0
-MAX_CONNECTIONS = 10_000
+
+
+STRANGE_PIPE_BYTES = 64 << 10  # of a gRPC connection, until a call of it is let in
 
 
 @contextmanager
-def private_socket(guarded: bool) -> Iterator[tuple[str, str]]:
+def private_socket() -> Iterator[tuple[str, str]]:
     """Where the gRPC server listens: (its name for gRPC, its address for connect).
 
-    In Linux's abstract namespace, so that no file is left behind; but anybody on the machine may
-    connect there. `guarded`, where certificates decide who comes in: in a directory of our own,
-    which only a SIGKILL leaves behind.
+    In a directory of our own, so that nobody on this machine gets past the listener's bounds. Only a
+    SIGKILL leaves the directory behind.
     """
-    if not guarded:
-        name = f"shardkv-{os.getpid()}-{secrets.token_hex(8)}"
-        yield f"unix-abstract:{name}", "\0" + name
-        return
     with tempfile.TemporaryDirectory(prefix="shardkv-") as directory:
         yield f"unix:{directory}/grpc", f"{directory}/grpc"
 
@@ -49,7 +48,8 @@ def private_socket(guarded: bool) -> Iterator[tuple[str, str]]:
 class _Pipe(asyncio.Protocol):
     """Half of a pipe: what arrives here leaves at `other`, no faster than that takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, inbound: Inbound) -> None:
+        self._inbound = inbound
         self.transport: asyncio.Transport | None = None
         self.other: _Pipe | None = None
 
@@ -57,16 +57,24 @@ class _Pipe(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        self._inbound.touched = True
         if self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
 
     def pause_writing(self) -> None:
+        if self.transport is not None:
+            self._inbound.hold(self.transport.get_write_buffer_size())
         if self.other is not None and self.other.transport is not None:
             self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.resume_reading()
+        self._inbound.hold(0)
+        if self.other is not None:
+            self.other.read_on()
+
+    def read_on(self) -> None:
+        if self.transport is not None:
+            self.transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -74,112 +82,165 @@ class _Pipe(asyncio.Protocol):
             self.other.transport.close()
 
 
+class _Outer(_Pipe):
+    """The half towards the client. A stranger gets so many bytes through, until a call of his is let in."""
+
+    def __init__(self, inbound: Inbound, pipes: Pipes) -> None:
+        super().__init__(inbound)
+        self._pipes = pipes
+        self._strange_bytes = 0
+        self._held_back = False
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._inbound.standing is Standing.STRANGER:
+            self._strange_bytes += len(data)
+            if self._strange_bytes > STRANGE_PIPE_BYTES and self.transport is not None:
+                self._held_back = True
+                self.transport.pause_reading()
+
+    def known(self) -> None:
+        self._strange_bytes = 0
+        if self._held_back:
+            self._held_back = False
+            self.read_on()
+
+    def read_on(self) -> None:
+        if not self._held_back:
+            super().read_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._inbound.ended()
+        self._pipes.forget(self._inbound)
+        super().connection_lost(error)
+
+
+class Pipes:
+    """The gRPC connections, each by the name that its end of the private socket has.
+
+    That name is the `peer()` that the gRPC server's code sees, so whoever judges a call there finds out
+    where it comes from, and tells the listener whether its caller is known.
+    """
+
+    def __init__(self) -> None:
+        self._prefix = f"shardkv-{secrets.token_hex(8)}-"
+        self._count = 0
+        self._of: dict[str, tuple[Inbound, _Outer]] = {}
+        self._name_of: dict[Inbound, str] = {}
+
+    def name(self, inbound: Inbound, outer: _Outer) -> str:
+        self._count += 1
+        name = f"{self._prefix}{self._count}"
+        self._of[name] = inbound, outer
+        self._name_of[inbound] = name
+        return name
+
+    def forget(self, inbound: Inbound) -> None:
+        self._of.pop(self._name_of.pop(inbound, ""), None)
+
+    def address(self, peer: str) -> str:
+        """Where the connection comes from that the gRPC server knows as `peer`."""
+        found = self._of.get(peer.removeprefix("unix-abstract:"))
+        return found[0].address if found is not None else "?"
+
+    def settle(self, peer: str, standing: Standing, owner: str) -> None:
+        """This is what the caller of a call on that connection turned out to be."""
+        found = self._of.get(peer.removeprefix("unix-abstract:"))
+        if found is not None:
+            found[0].settle(standing, owner)
+            if standing is not Standing.STRANGER:
+                found[1].known()
+
+
 class _Guest(asyncio.Protocol):
     """A new connection, until its first bytes tell what it speaks."""
 
-    def __init__(self, door: FrontDoor) -> None:
-        self._door = door
+    def __init__(self, door: FrontDoor, inbound: Inbound) -> None:
+        self._door, self._inbound = door, inbound
         self._first = b""
         self._transport: Any = None
-        self._timer = asyncio.get_running_loop().call_later(FIRST_BYTES_SECONDS, self._silent)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        if len(self._door.guests) >= self._door.most_connections:
-            self._door.turn_away(transport)
-            return
-        self._door.guests.add(transport)
+        self._transport = self._inbound.transport = transport
+        if self._inbound.turned_away:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._first += data
         if len(self._first) < len(MAGIC):
             return
-        self._timer.cancel()
         if self._first.startswith(HTTP2):
-            self._hand_over(_Pipe())
+            outer = _Outer(self._inbound, self._door.pipes)
+            self._inbound.weigh(PIPE)
+            if self._inbound.turned_away:
+                return
+            self._hand_over(outer)
+            self._transport.pause_reading()
+            task = asyncio.get_running_loop().create_task(self._door.pipe(outer, self._inbound, self._first))
+            self._door.piping.add(task)
+            task.add_done_callback(self._door.piping.discard)
         else:
-            self._hand_over(self._door.new_stream())
+            stream = self._door.new_stream(self._inbound)
+            self._hand_over(stream)
+            stream.data_received(self._first)
 
     def _hand_over(self, protocol: Any) -> None:
-        transport = self._transport
-        door = self._door
-        lost = protocol.connection_lost
-
-        def connection_lost(error: Exception | None) -> None:
-            door.guests.discard(transport)
-            lost(error)
-
-        protocol.connection_lost = connection_lost
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        if isinstance(protocol, _Pipe):
-            transport.pause_reading()
-            task = asyncio.get_running_loop().create_task(door.pipe(protocol, self._first))
-            door.piping.add(task)
-            task.add_done_callback(door.piping.discard)
-        else:
-            protocol.data_received(self._first)
-
-    def _silent(self) -> None:
-        self._transport.abort()
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._timer.cancel()
-        self._door.guests.discard(self._transport)
+        self._inbound.ended()
 
 
 class FrontDoor:
     """Listens on one address for streams and for gRPC."""
 
     def __init__(
-        self, cluster: str, handler: Handler, on_post: Post, grpc_socket: str, gate: Gate | None = None
+        self,
+        cluster: str,
+        handler: Handler,
+        on_post: Post,
+        grpc_socket: str,
+        gate: Gate | None = None,
+        descriptors: Descriptors | None = None,
+        audit: Audit | None = None,
+        pipes: Pipes | None = None,
     ) -> None:
         self._grpc_socket = grpc_socket
-        self.new_stream: Callable[[], ServerStream] = lambda: ServerStream(cluster, handler, on_post, gate)
-        self.guests: set[Any] = set()  # transports, to be ended with us
+        self.new_stream: Callable[[Inbound], ServerStream] = lambda inbound: ServerStream(
+            cluster, handler, on_post, gate, inbound, audit
+        )
+        self.pipes = pipes or Pipes()
         self.piping: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self.most_connections = MAX_CONNECTIONS
-        self._turned_away = 0
+        descriptors = descriptors or Descriptors.divide(20_000)
+        self.doorway = Doorway.of("main", lambda inbound: _Guest(self, inbound), descriptors, audit)
 
-    def turn_away(self, transport: Any) -> None:
-        """One connection too many: closed at once, so that those who are here are served."""
-        transport.abort()
-        self._turned_away += 1
-        if self._turned_away & (self._turned_away - 1) == 0:  # said at 1, 2, 4, 8, …
-            log.warning("turned away %d connections: %d are open", self._turned_away, self.most_connections)
+    async def open(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> None:
+        """`context` gives the TLS context of the next connection. Raises OSError when the address cannot be listened on."""
+        await self.doorway.open(host, port, context)
 
-    async def open(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
-        """Raises OSError when the address cannot be listened on."""
+    async def pipe(self, outer: _Outer, inbound: Inbound, first: bytes) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Guest(self), host, port, backlog=1024, ssl=tls)
-
-    async def pipe(self, guest: _Pipe, first: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        inner = _Pipe()
-        guest.other, inner.other = inner, guest
+        inner = _Pipe(inbound)
+        outer.other, inner.other = inner, outer
         private = socket.socket(socket.AF_UNIX)
-        private.setblocking(False)
         try:
+            private.setblocking(False)
+            private.bind("\0" + self.pipes.name(inbound, outer))
             await loop.sock_connect(private, self._grpc_socket)
             await loop.create_unix_connection(lambda: inner, sock=private)
         except OSError as error:
             log.warning("the gRPC server does not answer: %s", error)
             private.close()
-            if guest.transport is not None:
-                guest.transport.abort()
+            if outer.transport is not None:
+                outer.transport.abort()
             return
         assert inner.transport is not None
         inner.transport.write(first)
-        if guest.transport is not None:
-            guest.transport.resume_reading()
+        if outer.transport is not None:
+            outer.read_on()
         else:
             inner.transport.close()
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for transport in list(self.guests):
-            transport.abort()
-        if self._server is not None:
-            await self._server.wait_closed()
+        await self.doorway.close()

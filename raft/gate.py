@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
 LOGIN = "login"  # the method of the call that carries one
@@ -37,6 +38,11 @@ class Caller:
     login_name: str = ""
     token_hash: bytes = field(default=b"", repr=False)
 
+    @property
+    def name(self) -> str:
+        """Who the caller says he is."""
+        return self.login_name or self.certificate_name
+
     def logged_in(self, payload: bytes) -> Caller:
         """With the login that came. A malformed one is as good as none."""
         name, separator, token = payload[:MAX_LOGIN_BYTES].partition(b"\0")
@@ -63,7 +69,18 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+class Standing(Enum):
+    """What a server knows of a caller, and so which share of its connections the caller may use."""
+
+    STRANGER = auto()  # has not said who he is, or is nobody that we know
+    KNOWN = auto()  # a user; anybody, while access control is off
+    NODE = auto()  # a process of the cluster
+
+
 class Gate(Protocol):
+    def standing(self, caller: Caller) -> tuple[Standing, str]:
+        """With the user's name; empty where nobody is asked who he is."""
+
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
         """None: let it through. Else the answer (`answers.refuse`) that it gets instead."""
 
@@ -72,6 +89,9 @@ class Gate(Protocol):
 
 
 class OpenGate:
+    def standing(self, caller: Caller) -> tuple[Standing, str]:
+        return Standing.KNOWN, ""
+
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
         return None
 

@@ -56,7 +56,7 @@ class _ClientStream(Stream):
                 self._welcomed = True
             for kind, number, _, payload in self._parser.records():
                 if kind == ANSWER:
-                    self._connection.answered(number, payload)
+                    self._connection.answered(number, payload or b"")
                 elif kind == ASK:
                     self.put(HERE, 0, "", b"")
         except MalformedStream as error:

@@ -92,7 +92,7 @@ class ControllerServer:
         self._waiting = 0
         self._digest = (0, b"")  # of the state at which entry
         self._known = self._noticed()
-        self.about: dict[str, object] = {}  # of this process, for its status
+        self.about: Callable[[], dict[str, object]] = dict  # of this process, for its status
         self._initializing: asyncio.Task[None] | None = None
         replica.on_turn.append(self._turned)
 
@@ -229,7 +229,7 @@ class ControllerServer:
                 "disks": self.replica.disks,
                 "commit_index": core.commit_index,
                 "applied_index": self.machine.applied.index,
-                **self.about,
+                **self.about(),
                 "config_num": self.machine.config.num,
                 "wall_ms": self.replica.wall_ms(),
                 "room": self.replica.node.room.name,

@@ -14,7 +14,6 @@ import asyncio
 import hmac
 import logging
 import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 from typing import Any
@@ -24,13 +23,17 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from raft.answers import Code, refuse
-from raft.gate import Caller, Login, hash_token
+from raft.audit import Audit, NoAudit
+from raft.frontdoor import Pipes
+from raft.gate import Caller, Login, Standing, hash_token
 from raft.sealed import seal, unseal
 from raft.transport import MAIL
+from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.accounts import Accounts, Role, User
 from shardctrler.query import AccessDenied, BadQuery, ControllerClient, ControllerUnavailable
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
+from shardkv.audit import CHANGES, describe, describe_admin
 from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
 from shardkv.options import NODE
 
@@ -83,12 +86,29 @@ FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
 class Access:
     """See `raft.gate.Gate`."""
 
-    def __init__(self, accounts: Callable[[], Accounts | None], secret: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        accounts: Callable[[], Accounts | None],
+        secret: str,
+        limits: Limits,
+        audit: Audit | None = None,
+    ) -> None:
         """`accounts`: the table of now, None while it is not known. `secret`: the processes' own, if any."""
         self._accounts, self._limits = accounts, limits
+        self._audit: Audit = audit or NoAudit()
         # Without one nobody can log in as a process: a hash of something that nobody knows.
         self._secret_hash = hash_token(secret or secrets.token_hex())
-        self._denied: Counter[tuple[str, str]] = Counter()
+
+    def standing(self, caller: Caller) -> tuple[Standing, str]:
+        if self._is_node(caller):
+            return Standing.NODE, NODE
+        accounts = self._accounts()
+        if accounts is None:
+            return Standing.STRANGER, ""
+        if not accounts.enabled:
+            return Standing.KNOWN, ""
+        user = self._user(accounts, caller)
+        return (Standing.KNOWN, user.name) if user is not None else (Standing.STRANGER, "")
 
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
         accounts = self._accounts()
@@ -98,7 +118,9 @@ class Access:
             return refuse(Code.RETRY, "who may do what is not known here yet")
         user = self._user(accounts, caller)
         why = self._why_not(user, method)
-        return None if not why else refuse(Code.DENIED, self._deny(caller, user, method, why))
+        if not why:
+            return None
+        return refuse(Code.DENIED, self._deny(caller, user, describe(method, payload), why))
 
     def _is_node(self, caller: Caller) -> bool:
         if caller.organization == NODE:
@@ -130,6 +152,8 @@ class Access:
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
         """A frame in which the operations outside the user's prefixes are marked: these alone are refused."""
         if method not in FRAME_KINDS:
+            if method in CHANGES or (method == "kv.view" and _begins_view(payload)):
+                self._note_change(caller, method, payload)
             return payload
         accounts = self._accounts()
         if accounts is None or not accounts.enabled or self._is_node(caller):
@@ -156,50 +180,63 @@ class Access:
         except MalformedFrame:
             return False  # it is malformed, and refused either way
 
-    def _deny(self, caller: Caller, user: User | None, method: str, why: str) -> str:
-        name = user.name if user is not None else caller.login_name or caller.certificate_name or "nobody"
-        self._denied[name, method] += 1
-        count = self._denied[name, method]
-        if len(self._denied) > 10_000:  # names that somebody makes up
-            self._denied.clear()
-        if count & (count - 1) == 0:  # at 1, 2, 4, 8, …: a flood of them is not a flood of lines
-            log.warning("denied %s to %r from %s (%d times): %s", method, name, caller.address, count, why)
+    def _note_change(self, caller: Caller, method: str, payload: bytes) -> None:
+        kind = "admin" if method in CHANGES else "read-all"
+        what = describe(method, payload)
+        who, address = self._name(caller), caller.address
+        self._audit.note(kind, who=who, address=address, door="main", what=what, allowed=True)
+
+    def _name(self, caller: Caller) -> str:
+        return NODE if self._is_node(caller) else caller.name
+
+    def _deny(self, caller: Caller, user: User | None, what: str, why: str, door: str = "main") -> str:
+        who = user.name if user is not None else caller.name
+        self._audit.note(
+            "denied", who=who, address=caller.address, door=door, what=what, allowed=False, why=why
+        )
         return why
 
-    def login_refusal(self, login: Login | None) -> str:
+    def login_refusal(self, login: Login | None, address: str = "?") -> str:
         """Why somebody with this login, or none, may not look at the cluster; empty if he may."""
         accounts = self._accounts()
         if accounts is not None and not accounts.enabled:
             return ""
-        caller = Caller("the page") if login is None else Caller("the page").logged_in(login.encode())
+        caller = Caller(address) if login is None else Caller(address).logged_in(login.encode())
         user = self._user(accounts, caller) if accounts is not None else None
         why = self._why_not(user, "kv.status")
         # A browser asks without a login first: that is no news.
-        return self._deny(caller, user, "the page", why) if why and login is not None else why
+        return self._deny(caller, user, "kv.status", why, "page") if why and login is not None else why
 
     # ---- gRPC
 
-    def grpc_refusal(self, metadata: Any, right: Right, request: Any) -> str:
-        """Why a unary call is not let through; empty if it is. A login is `authorization: Bearer NAME:TOKEN`."""
-        accounts = self._accounts()
-        if accounts is not None and not accounts.enabled:
-            return ""
-        if accounts is None:
-            return "who may do what is not known here yet"
-        caller = Caller("gRPC")
+    def grpc_caller(self, metadata: Any, address: str) -> Caller:
+        """A login is `authorization: Bearer NAME:TOKEN`."""
+        caller = Caller(address)
         for key, value in metadata or ():
             if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
                 name, _, token = value.removeprefix("Bearer ").partition(":")
                 caller = caller.logged_in(Login(name, token).encode())
+        return caller
+
+    def grpc_refusal(self, caller: Caller, right: Right, request: Any) -> str:
+        """Why a unary call is not let through; empty if it is. `request` is None while it is not read yet."""
+        accounts = self._accounts()
+        method = UNARY_METHODS.get(right, "ctl.query")
+        what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else method
+        if accounts is None:
+            return "who may do what is not known here yet"
         user = self._user(accounts, caller)
-        method = {Right.WRITE: "kv.write", Right.READ: "kv.read", Right.ADMIN: "ctl.admin"}.get(
-            right, "ctl.query"
-        )
-        why = self._why_not_unary(user, method, request)
-        return self._deny(caller, user, method, why) if why else ""
+        why = self._why_not_unary(user, method, request) if accounts.enabled else ""
+        if why:
+            return self._deny(caller, user, what, why, "grpc")
+        if right is Right.ADMIN and request is not None:
+            self._audit.note(
+                "admin", who=caller.name, address=caller.address, door="grpc", what=what, allowed=True
+            )
+        return ""
 
     def _why_not_unary(self, user: User | None, method: str, request: Any) -> str:
-        if user is not None and user.prefixes and method in ("kv.write", "kv.read"):
+        if user is not None and user.prefixes and request is not None and method in ("kv.write", "kv.read"):
             scans = isinstance(request, pb.ScanRequest)
             inside = user.may_scan(request.start, request.end) if scans else user.may_touch([request.key])
             if not inside:
@@ -208,6 +245,16 @@ class Access:
         return self._why_not(user, method)
 
 
+def _begins_view(payload: bytes) -> bool:
+    """Whether somebody begins to read all that a replica holds, rather than the next page."""
+    try:
+        request = pb.ViewRequest.FromString(payload)
+    except DecodeError:
+        return False
+    return not request.id and not request.close
+
+
+UNARY_METHODS = {Right.WRITE: "kv.write", Right.READ: "kv.read", Right.ADMIN: "ctl.admin"}
 UNARY = {
     "/shardkv.shardkv.KV/Get": Right.READ,
     "/shardkv.shardkv.KV/Scan": Right.READ,
@@ -223,8 +270,8 @@ UNARY = {
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """The same gate for unary gRPC calls. Health and reflection tell nothing of the data, and are open."""
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, access: Access, pipes: Pipes) -> None:
+        self._access, self._pipes = access, pipes
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -234,14 +281,24 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or right is None:
             return handler
         serve = handler.unary_unary
+        metadata = details.invocation_metadata
 
-        async def guarded(request: Any, context: Any) -> Any:
-            why = self._access.grpc_refusal(details.invocation_metadata, right, request)
+        # Served as a stream of one request, so that the caller is judged before the request is read.
+        async def guarded(requests: Any, context: Any) -> Any:
+            peer = context.peer()
+            caller = self._access.grpc_caller(metadata, self._pipes.address(peer))
+            self._pipes.settle(peer, *self._access.standing(caller))
+            why = self._access.grpc_refusal(caller, right, None)
+            if not why:
+                request = await anext(aiter(requests), None)
+                if request is None:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
+                why = self._access.grpc_refusal(caller, right, request)
             if why:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
             return await serve(request, context)
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             guarded, handler.request_deserializer, handler.response_serializer
         )
 

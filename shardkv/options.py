@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raft.descriptors import Descriptors
 from raft.gate import Login
 from raft.rsm import ReplicaOptions
 from raft.tls import Tls
 from shardkv.frames import Limits
 
 CONTROLLER_GROUP = 0
+STDERR = "stderr"
 NODE = "shardkv-node"  # the organization in a server's certificate, and the name of its login
 
 
@@ -38,6 +40,8 @@ class ProcessOptions:
     web: str = ""  # host:port for browsers; controllers only
     tls: Tls | None = None
     secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
+    audit: str = "file"  # in the data directory, or STDERR
+    descriptors: Descriptors = field(default_factory=lambda: Descriptors.divide(4096))
     log_format: str = "text"
     log_level: str = "INFO"
     reserve_bytes: int = 512 << 20  # with less free on the disk, the group takes no more in: raft/room.py

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
 import random
@@ -16,7 +15,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -28,9 +27,11 @@ import grpc.aio
 import uvloop
 
 from raft import room
+from raft.audit import Audit
+from raft.descriptors import Descriptors, TooFewDescriptors
 from raft.disk import RealDirectory, free_bytes
 from raft.errors import DamagedState, StorageError
-from raft.frontdoor import FrontDoor, private_socket
+from raft.frontdoor import FrontDoor, Pipes, private_socket
 from raft.reconfigure import hand_over
 from raft.repair import note_damage, open_or_repair
 from raft.rpc import TcpDialer
@@ -46,13 +47,14 @@ from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
 from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.access import Access, AccessInterceptor, AccountsFollower
+from shardkv.audit import AUDIT_FILE, AuditLog
 from shardkv.identity import CannotStart, Identity, claim, learn_cluster
+from shardkv.listeners import Listeners, fixed
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
-from shardkv.observe.overview import Overview, look
-from shardkv.options import CONTROLLER_GROUP, NODE, ProcessOptions
+from shardkv.options import CONTROLLER_GROUP, NODE, STDERR, ProcessOptions
 from shardkv.rocks import RocksEngine
 from shardkv.server import GroupServer
 from shardkv.stores import named_below, store_of
@@ -61,7 +63,14 @@ from shardkv.unary import KVService
 log = logging.getLogger(__name__)
 
 ACCOUNTS = "accounts"  # the users, as a group heard of them last
-LOOK_SECONDS = 2.0  # for the configuration that the page shows
+# A gRPC connection may have few calls under way, and little of each is read before somebody asks for it.
+MAX_GRPC_CALLS = 4096
+GRPC_OPTIONS = (
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.http2.lookahead_bytes", 64 << 10),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.max_connection_idle_ms", 600_000),
+)
 # The calls that metrics tell apart.
 METHODS = frozenset(
     [
@@ -86,6 +95,7 @@ METHODS = frozenset(
         "ctl.check",
     ]
 )
+UNLIMITED = 1 << 20  # descriptors, where the system sets no limit
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
@@ -131,7 +141,7 @@ async def serve(options: ProcessOptions) -> None:
             disks.first,
             directory,
             transport,
-            store_of(directory, options.gid, options.ephemeral),
+            store_of(directory, options.gid, options.ephemeral, options.descriptors.tables),
             rng,
             clock_ms,
             options.rsm,
@@ -151,7 +161,7 @@ async def serve(options: ProcessOptions) -> None:
         metrics = Metrics()
         metrics.watch(replica)
         directory.on_append = metrics.appended
-        with private_socket(guarded=options.tls is not None) as (name, path):
+        with private_socket() as (name, path):
             await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
     except DamagedState as damage:  # of a replica that was running
         error = named_below(directory.path, damage)
@@ -215,95 +225,42 @@ async def _listen(
         if method == MAIL:
             replica.node.receive(transport.unpack(payload))
 
-    gate, following = _gate(options, directory, replica, dialer, rng)
-    listener = grpc.aio.server(interceptors=[AccessInterceptor(gate)])
+    audit = AuditLog(None if options.audit == STDERR else options.data / AUDIT_FILE)
+    gate, following = _gate(options, directory, replica, dialer, rng, audit)
+    pipes = Pipes()
+    listener = grpc.aio.server(
+        interceptors=[AccessInterceptor(gate, pipes)],
+        options=GRPC_OPTIONS,
+        maximum_concurrent_rpcs=MAX_GRPC_CALLS,
+    )
     listener.add_insecure_port(socket_name)
     server = _server(options, replica, dialer, rng, listener)
-    server.about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
     health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
-    door = FrontDoor(options.cluster, metrics.timed(server.handle, METHODS), on_post, socket, gate)
-    stop_metrics = stop_web = None
+    handler = metrics.timed(server.handle, METHODS)
+    door = FrontDoor(options.cluster, handler, on_post, socket, gate, options.descriptors, audit, pipes)
+    metrics.watch_door(door.doorway)
+    about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
+    server.about = lambda: about | {"connections": door.doorway.status()}
+    listeners = Listeners(options, options.descriptors, audit)
     try:
         await listener.start()
-        await _open(options, door)
-        if options.metrics:
-            host, port = _host_and_port(options.metrics)
-            try:
-                stop_metrics = metrics.serve(host, port)
-            except OSError as error:
-                raise CannotStart(
-                    f"{options.metrics} cannot be listened on: {error.strerror or error}"
-                ) from None
-        if options.web:
-            stop_web = await _open_page(options, replica, gate, dialer, rng)
+        await listeners.open_main(door, fixed(options.tls.server() if options.tls is not None else None))
+        await listeners.open_metrics(metrics)
+        await listeners.open_page(
+            replica, gate, dialer, rng, fixed(options.tls.browsers() if options.tls is not None else None)
+        )
         await ended
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
     finally:
         if following is not None:
             following.cancel()
-        if stop_web is not None:
-            await stop_web()
-        if stop_metrics is not None:
-            await asyncio.to_thread(stop_metrics)
-        await door.close()
+        await listeners.close()
         await listener.stop(0.2)
         await server.stop()
         await transport.close()
         await dialer.close()
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-async def _open(options: ProcessOptions, door: FrontDoor) -> None:
-    """Raises CannotStart, BadCertificate."""
-    address = options.listen or options.address
-    host, port = _host_and_port(address)
-    if options.tls is None and not _is_loopback(host):
-        log.warning("listening on %s WITHOUT TLS: whoever reaches it may read and change everything", address)
-    try:
-        await door.open(host, port, options.tls.server() if options.tls is not None else None)
-    except OSError as error:
-        raise CannotStart(f"{address} cannot be listened on: {error.strerror or error}") from None
-    log.info("listening on %s%s", address, " with TLS" if options.tls is not None else "")
-
-
-async def _open_page(
-    options: ProcessOptions, replica: ReplicatedMachine, gate: Access, dialer: TcpDialer, rng: Random
-) -> Callable[[], Awaitable[None]]:
-    """Serve the page at options.web; returns how to stop. Raises CannotStart, BadCertificate."""
-    try:
-        # Here, for it is large, and most processes do without.
-        from shardkv.web.server import Page, open_page
-    except ImportError:
-        raise CannotStart("--web needs the package aiohttp: pip install 'shardkv[web]'") from None
-    host, port = _host_and_port(options.web)
-    if options.tls is None and not _is_loopback(host):
-        log.warning("the page at %s is WITHOUT TLS: tokens that are typed into it can be read", options.web)
-    client = ControllerClient(options.peers or (options.address,), dialer, rng)
-
-    async def look_around() -> Overview:
-        members = replica.core.membership
-        addresses = [members.addresses[node] for node in sorted(members.voters)]
-        return await look(client, dialer, addresses, LOOK_SECONDS)
-
-    page = Page(options.cluster, look_around, gate.login_refusal)
-    try:
-        stop = await open_page(page, host, port, options.tls.browsers() if options.tls is not None else None)
-    except OSError as error:
-        raise CannotStart(f"{options.web} cannot be listened on: {error.strerror or error}") from None
-    log.info("the page is at %s://%s/", "http" if options.tls is None else "https", options.web)
-    return stop
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        await asyncio.to_thread(audit.close)
 
 
 def _is_secured(options: ProcessOptions) -> bool:
@@ -317,6 +274,7 @@ def _gate(
     replica: ReplicatedMachine,
     dialer: TcpDialer,
     rng: Random,
+    audit: Audit,
 ) -> tuple[Access, asyncio.Task[None] | None]:
     machine = replica.machine
     if isinstance(machine, ControllerMachine):
@@ -326,7 +284,7 @@ def _gate(
         def accounts() -> Accounts | None:
             return unknown if replica.core.state_lost else machine.accounts
 
-        return Access(accounts, options.secret, options.limits), None
+        return Access(accounts, options.secret, options.limits, audit), None
     try:
         known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
     except Unreadable as error:
@@ -336,7 +294,7 @@ def _gate(
     client = ControllerClient(options.controllers, dialer, rng)
     following = asyncio.get_running_loop().create_task(follower.follow(client))
     following.add_done_callback(partial(_followed, replica))
-    return Access(lambda: follower.accounts, options.secret, options.limits), following
+    return Access(lambda: follower.accounts, options.secret, options.limits, audit), following
 
 
 def _followed(replica: ReplicatedMachine, task: asyncio.Task[None]) -> None:
@@ -372,8 +330,10 @@ def run(options: ProcessOptions) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
+        most = UNLIMITED if most == resource.RLIM_INFINITY else most
+        options = replace(options, descriptors=Descriptors.divide(most))
         _run(serve(options))
-    except (CannotStart, StorageError, BadCertificate) as error:
+    except (CannotStart, TooFewDescriptors, StorageError, BadCertificate) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
     except StateDamaged as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from google.protobuf.message import DecodeError
@@ -57,7 +57,7 @@ class GroupServer:
         assert isinstance(replica.machine, ShardMachine)
         self.replica, self.machine = replica, replica.machine
         self._limits = limits
-        self.about: dict[str, object] = {}  # of this process, for its status
+        self.about: Callable[[], dict[str, object]] = dict  # of this process, for its status
         self._pace, self._loans = pace, lending.Closing(pace)
         self._rng = rng
         self._reader = Reader(self.machine, replica.looking)
@@ -258,7 +258,7 @@ class GroupServer:
         core, machine = self.replica.core, self.machine
         sizes = self._sizes.all() if self.replica.is_leader else {}
         return {
-            **self.about,
+            **self.about(),
             "gid": machine.gid,
             "replica": core.id,
             "role": "leader" if self.replica.is_leader else "follower",

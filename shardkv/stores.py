@@ -20,14 +20,14 @@ from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
 from shardkv.options import CONTROLLER_GROUP
 from shardkv.rocks import RocksEngine
-from shardkv.tables import sync_directory
+from shardkv.tables import RocksOptions, sync_directory
 
 ROCKS = "rocks"
 ROCKS_ASIDE = "rocks.damaged"
 
 
-def store_of(directory: RealDirectory, gid: int, ephemeral: bool) -> StateStore:
-    """The store of the state machine that a data directory is for."""
+def store_of(directory: RealDirectory, gid: int, ephemeral: bool, tables: int = 256) -> StateStore:
+    """The store of the state machine that a data directory is for; it keeps at most `tables` files open."""
 
     def controller() -> ControllerMachine:
         machine = ControllerMachine(directory)
@@ -38,7 +38,7 @@ def store_of(directory: RealDirectory, gid: int, ephemeral: bool) -> StateStore:
         return StateFile(directory, controller)
     if ephemeral:
         return StateFile(directory, lambda: ShardMachine(gid, MemoryEngine(directory)))
-    return RocksStore(directory, gid)
+    return RocksStore(directory, gid, tables)
 
 
 def named_below(data: Path, error: DamagedState) -> DamagedState:
@@ -50,12 +50,13 @@ def named_below(data: Path, error: DamagedState) -> DamagedState:
 class RocksStore:
     """See `raft.repair.StateStore`."""
 
-    def __init__(self, directory: RealDirectory, gid: int) -> None:
+    def __init__(self, directory: RealDirectory, gid: int, tables: int = 256) -> None:
         self._path, self._gid = directory.path, gid
+        self._options = RocksOptions(open_files=tables)
 
     def open(self) -> StateMachine:
         try:
-            return ShardMachine(self._gid, RocksEngine(self._path / ROCKS))
+            return ShardMachine(self._gid, RocksEngine(self._path / ROCKS, self._options))
         except DamagedState as error:
             raise named_below(self._path, error) from None
 

@@ -44,10 +44,11 @@ def at_once(count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RocksOptions:
-    """Memory for one replica's database, in bytes."""
+    """Memory for one replica's database, in bytes, and how many of its files are kept open."""
 
     write_buffer_bytes: int = 64 << 20
     block_cache_bytes: int = 64 << 20
+    open_files: int = 256
 
 
 def rocks_options(options: RocksOptions, cache: Cache | None) -> Options:
@@ -63,7 +64,7 @@ def rocks_options(options: RocksOptions, cache: Cache | None) -> Options:
     rocks.set_max_background_jobs(2)
     rocks.set_bytes_per_sync(1 << 20)  # write back as it goes, rather than all at the file's end
     rocks.set_keep_log_file_num(2)
-    rocks.set_max_open_files(256)
+    rocks.set_max_open_files(options.open_files)
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)
     if cache is not None:

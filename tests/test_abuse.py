@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import resource
 import socket
@@ -13,10 +12,9 @@ from statistics import median
 
 import pytest
 
-from bench.live import LiveCluster, free_port_base
+from bench.live import LiveCluster
 from client import ShardClerk
 from raft.framing import ASK, CALL, HELLO, PROTOCOL_VERSION, RECORD, pack_hello
-from raft.frontdoor import FrontDoor
 from shardkv.cluster import Process
 
 CONNECTIONS = 2_000
@@ -115,33 +113,3 @@ def test_half_a_record_and_half_a_hello_are_not_waited_for_for_long(live: LiveCl
         while data := slow.recv(1000):
             asked += data
         assert asked.startswith(RECORD.pack(ASK, 0, 0, 0)), "asked whether it is there, and then let go"
-
-
-def test_one_connection_too_many_is_closed_at_once_and_one_that_ends_makes_room() -> None:
-    async def story() -> None:
-        async def handler(method: str, payload: bytes) -> bytes:
-            return payload
-
-        door = FrontDoor("c", handler, lambda method, payload: None, "nobody")
-        door.most_connections = 3
-        await door.open("127.0.0.1", port)
-        here = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-        for _, writer in here:
-            writer.write(pack_hello(PROTOCOL_VERSION, "c"))
-        for reader, _ in here:
-            assert (await reader.readexactly(6))[3] == 0
-        for _ in range(3):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            with contextlib.suppress(ConnectionResetError):
-                assert await reader.read() == b""
-            writer.close()
-        here[0][1].close()
-        while len(door.guests) == 3:
-            await asyncio.sleep(0.01)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(pack_hello(PROTOCOL_VERSION, "c"))
-        assert (await reader.readexactly(6))[3] == 0
-        await door.close()
-
-    port = free_port_base(1)
-    asyncio.run(asyncio.wait_for(story(), 30))

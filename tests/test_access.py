@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -312,12 +313,46 @@ def test_a_cluster_is_locked_used_by_role_and_unlocked(live: LiveCluster, tmp_pa
         eventually(lambda: not denied(lambda: clerk.get("other")))
 
     secret = (live.directory / "secret").read_text().strip()
-    logs = "".join(path.read_text() for path in live.directory.glob("*/log"))
-    assert "denied kv.write to 'app'" in logs
+    logs = "".join(
+        path.read_text() for path in (*live.directory.glob("*/log"), *live.directory.glob("*/audit.log"))
+    )
+    check_audit(live)
     for text in (root.token, app.token, secret):
         assert text not in logs
         for process in live.cluster().processes:
             assert text.encode() not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+
+
+def check_audit(live: LiveCluster) -> None:
+    """What the story above left in the audit logs."""
+    paths = list(live.directory.glob("*/audit.log"))
+    assert len(paths) == 3 and all(path.stat().st_mode & 0o777 == 0o600 for path in paths)
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    assert all(line.keys() >= {"time", "kind"} for line in lines)
+
+    def told(**fields: object) -> list[dict[str, str]]:
+        return [line for line in lines if fields.items() <= line.items()]
+
+    written = told(kind="denied", who="app", what="kv.write", allowed=False)
+    assert written and all(line["address"].startswith("127.0.0.1:") and line["why"] for line in written)
+    by_grpc = told(kind="denied", door="grpc", what="kv.read")
+    assert {line["who"] for line in by_grpc} == {"", "app"}
+    assert all(line["address"].startswith("127.0.0.1:") for line in by_grpc)
+    assert told(kind="denied", who="app", what="ctl.users")
+    assert told(kind="login refused", who="root", allowed=False), "the old token"
+    assert told(kind="login", who="app", allowed=True)
+    assert told(kind="read-all", who="root", what="kv.view", allowed=True)
+    changes = [line["what"] for line in told(kind="admin", allowed=True)]
+    for began in (
+        'user add: name: "root"',
+        'user add: name: "app"',
+        'user set: name: "app"',
+        'user set: name: "root"',
+        "access enable",
+        "access disable",
+        "leave: gids: 2",
+    ):
+        assert any(change.startswith(began) for change in changes), (began, changes)
 
 
 def get_stale(address: str) -> grpc.StatusCode:

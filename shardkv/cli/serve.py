@@ -74,6 +74,14 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="With less free on the disk, the group takes only deletes until there is more.",
         ),
         click.option("--metrics", callback=_address, default="", help="host:port to answer Prometheus at."),
+        click.option(
+            "--audit-log",
+            "audit",
+            type=click.Choice(["file", "stderr"]),
+            default="file",
+            show_default=True,
+            help="Write who was let in and who was not to audit.log in the data directory, or to stderr.",
+        ),
         click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True),
         click.option(
             "--log-level",

@@ -4,8 +4,7 @@ Nearly everything is read when somebody asks, from what the replica knows anyway
 costs a millisecond, and the hot path nothing. Only durations are noted as they happen: of
 each call (a frame of many operations) and of each append to the log.
 
-The HTTP server is the client library's, on a thread; what it reports is gathered on the
-event loop, which owns the state.
+The HTTP server is `scrapes.py`; a thread renders what is gathered on the event loop, which owns the state.
 """
 
 from __future__ import annotations
@@ -14,14 +13,16 @@ import asyncio
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from raft.doors import Handler
+from raft.doorway import Doorway
 from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
 from shardctrler.machine import ControllerMachine
@@ -90,16 +91,9 @@ class Metrics:
         """Report what this replica knows, at each scrape. Call it on the replica's event loop."""
         self.registry.register(_OnLoop(asyncio.get_running_loop(), lambda: list(_of_replica(replica))))
 
-    def serve(self, host: str, port: int) -> Callable[[], None]:
-        """Answer scrapes; returns how to stop. Raises OSError when the address cannot be listened on."""
-        server, thread = start_http_server(port, host, self.registry)
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        return stop
+    def watch_door(self, doorway: Doorway) -> None:
+        """Report how full the process's own listener is. Call it on the event loop."""
+        self.registry.register(_OnLoop(asyncio.get_running_loop(), lambda: list(_of_door(doorway.status()))))
 
 
 class _OnLoop(Collector):
@@ -140,6 +134,27 @@ def _of_replica(replica: ReplicatedMachine) -> Iterator[Metric]:
         yield from _of_group(replica.machine)
     elif isinstance(replica.machine, ControllerMachine):
         yield from _of_controller(replica.machine)
+
+
+def _of_door(status: dict[str, Any]) -> Iterator[Metric]:
+    kinds = ("strangers", "known", "peers")
+    held = {kind: float(status[kind]) for kind in kinds}
+    yield _by("connections", "Connections by what is known of who is behind them", "standing", held)
+    places = dict(zip(kinds, map(float, status["places"]), strict=True))
+    yield _by("connection_places", "How many of each there may be", "standing", places)
+    yield _counter("connections_accepted", "Connections accepted", status["accepted"])
+    yield _by(
+        "connections_turned_away",
+        "Connections that this process ended, by why",
+        "why",
+        {why: float(count) for why, count in status["turned_away"].items()},
+    )
+    yield _counter("tls_handshakes", "TLS handshakes begun", status["handshakes_begun"])
+    yield _gauge("tls_handshakes_waiting", "Connections that wait for theirs", status["handshakes_waiting"])
+    yield _gauge("connection_held_bytes", "Bytes in memory for connections", status["held_bytes"])
+    yield _counter(
+        "accept_failures", "Times that the system had no descriptor for a connection", status["accept_failures"]
+    )
 
 
 def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:

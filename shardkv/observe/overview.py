@@ -99,6 +99,7 @@ def problems(overview: Overview) -> list[str]:
                 found.append(f"{name}: {address} has {megabytes:,.0f} MB left on its disk ({status['room']})")
             if status.get("disk", "ok") != "ok":
                 found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
+            found += [f"{name}: {address} {why}" for why in _of_connections(status)]
             found += [f"{name}: {address} {why}" for why in _of_disks(status)]
             found += [f"{name}: {address}: {line}" for line in damage_problems(status)]
             if newest - status["applied_index"] > LAGGING_ENTRIES:
@@ -168,6 +169,18 @@ def _wrong_incarnation(overview: Overview, gid: Gid) -> list[str]:
                 'docs/operations.md, "A group that lost all of its disks", says what becomes of its data'
             ]
     return []
+
+
+def _of_connections(status: Mapping[str, Any]) -> list[str]:
+    """Whether a replica cannot take more connections."""
+    said = status.get("connections") or {}
+    found = []
+    if said.get("accepting_pauses"):
+        found.append("accepts no connections at this moment: the system has no file descriptor for them")
+    for kind, most in zip(("strangers", "known"), said.get("places", ()), strict=False):
+        if said[kind] >= most:
+            found.append(f"has no place left for connections ({kind}: {most}): the idlest are closed")
+    return found
 
 
 def _of_disks(status: Mapping[str, Any]) -> list[str]:

@@ -18,13 +18,16 @@ from typing import Any
 
 from aiohttp import web
 
-from raft.gate import Login
+from raft.audit import Audit
+from raft.doorway import Doorway
+from raft.gate import Login, Standing
+from raft.inbound import Inbound
 from shardctrler.query import ControllerUnavailable
 from shardkv.observe.overview import Overview, problems
 
 FRESH_SECONDS = 0.5
-MAX_CONNECTIONS = 256
-SWEEP_SECONDS = 1.0
+MAX_CONNECTIONS = 64
+IDLE_SECONDS = 60.0
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -34,7 +37,7 @@ HEADERS = {
 }
 
 Look = Callable[[], Awaitable[Overview]]
-MayLook = Callable[[Login | None], str]  # why not; empty if so
+MayLook = Callable[[Login | None, str], str]  # (login, address): why not; empty if so
 
 
 class Page:
@@ -43,6 +46,7 @@ class Page:
         self._shown: bytes = b""
         self._shown_at = -FRESH_SECONDS
         self._asking = asyncio.Lock()
+        self.inbounds: dict[Any, Inbound] = {}  # by aiohttp's protocol
         self._html = files("shardkv.web").joinpath("page.html").read_bytes()
 
     def application(self) -> Any:
@@ -54,7 +58,12 @@ class Page:
     @property
     def _guard(self) -> Any:
         async def guard(request: Any, handler: Any) -> Any:
-            if self._may_look(_login(request.headers.get("Authorization", ""))):
+            inbound = self.inbounds.get(request.protocol)
+            if inbound is not None:
+                inbound.touched = True
+                inbound.settle(Standing.KNOWN)  # whoever asks in time may ask again
+            login = _login(request.headers.get("Authorization", ""))
+            if self._may_look(login, inbound.address if inbound is not None else "?"):
                 answer = web.Response(status=401, text="a name and its token, please\n")
                 answer.headers["WWW-Authenticate"] = 'Basic realm="shardkv"'
             else:
@@ -159,30 +168,59 @@ def _replicas(replicas: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]
 
 
 async def open_page(
-    page: Page, host: str, port: int, tls: ssl.SSLContext | None
+    page: Page,
+    host: str,
+    port: int,
+    context: Callable[[], ssl.SSLContext] | None,
+    places: int = MAX_CONNECTIONS,
+    audit: Audit | None = None,
 ) -> Callable[[], Awaitable[None]]:
     """Listen; returns how to stop. Raises OSError where the address cannot be listened on."""
     runner = web.AppRunner(page.application(), access_log=None, handle_signals=False, keepalive_timeout=15)
     await runner.setup()
+
+    def factory(inbound: Inbound) -> asyncio.BaseProtocol:
+        return _Browser(runner.server(), inbound, page.inbounds)
+
+    half = max(1, places // 2)
+    doorway = Doorway("page", factory, strangers=half, known=half, audit=audit, idle_seconds=IDLE_SECONDS)
     try:
-        await web.TCPSite(runner, host, port, ssl_context=tls, shutdown_timeout=0.5).start()
+        await doorway.open(host, port, context)
     except BaseException:
         await runner.cleanup()
         raise
-    sweeping = asyncio.get_running_loop().create_task(_sweep(runner.server))
 
     async def stop() -> None:
-        sweeping.cancel()
+        await doorway.close()
         await runner.cleanup()
 
     return stop
 
 
-async def _sweep(server: Any) -> None:
-    """More connections than anybody has browsers: the oldest go, whether they ever asked anything or not."""
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        for connection in list(server.connections)[:-MAX_CONNECTIONS]:
-            connection.force_close()
-            if connection.transport is not None:
-                connection.transport.abort()
+class _Browser(asyncio.Protocol):
+    """One browser's connection: aiohttp's protocol, whose end the listener is told of."""
+
+    def __init__(self, serving: Any, inbound: Inbound, inbounds: dict[Any, Inbound]) -> None:
+        self._serving, self._inbound, self._inbounds = serving, inbound, inbounds
+
+    def data_received(self, data: bytes) -> None:
+        self._serving.data_received(data)
+
+    def eof_received(self) -> None:
+        self._serving.eof_received()
+
+    def pause_writing(self) -> None:
+        self._serving.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._serving.resume_writing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inbound.transport = transport
+        self._inbounds[self._serving] = self._inbound
+        self._serving.connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._inbounds.pop(self._serving, None)
+        self._inbound.ended()
+        self._serving.connection_lost(error)

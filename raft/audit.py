@@ -1,0 +1,35 @@
+"""Where doors tell what they let in and what they turned away. The log itself is the server's: `shardkv/audit.py`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Audit(Protocol):
+    def note(
+        self,
+        kind: str,
+        *,
+        who: str = "",
+        address: str = "",
+        door: str = "",
+        what: str = "",
+        allowed: bool,
+        why: str = "",
+    ) -> None:
+        """`kind` is one of a few, fixed in the code; all other texts may come from a stranger. Never waits."""
+
+
+class NoAudit:
+    def note(
+        self,
+        kind: str,
+        *,
+        who: str = "",
+        address: str = "",
+        door: str = "",
+        what: str = "",
+        allowed: bool,
+        why: str = "",
+    ) -> None:
+        pass
