@@ -21,7 +21,7 @@ from shardkv.backup.confirm import SourceDiffers, confirm
 from shardkv.backup.create import Backup
 from shardkv.backup.errors import BackupError, Damaged, Missing
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
-from shardkv.backup.source import SourceLost
+from shardkv.backup.source import GroupView, SourceLost
 from shardkv.backup.store import Found, Store, chunk_name, packed
 from shardkv.backup.whole import Wholeness
 from shardkv.digests import Digest, Digester, Part
@@ -222,6 +222,8 @@ def backup_of(world: World, store: Store, seed: int) -> Backup:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_replica_whose_scans_end_early_is_left_for_a_sound_one(seed: int) -> None:
+    begun_anew: list[str] = []
+
     @in_world(groups=(1,), controllers=1, seed=seed)
     async def story(world: World) -> None:
         await filled(world)
@@ -229,7 +231,19 @@ def test_a_replica_whose_scans_end_early_is_left_for_a_sound_one(seed: int) -> N
         end_scans_early(damaged)
         store = InMemory()
         work = backup_of(world, store, seed)
+        tried: list[str] = []
+        copy = work._copy
+
+        async def noted(view: GroupView, *more: Any) -> None:
+            tried.append(view.address)
+            await copy(view, *more)
+
+        work._copy = noted  # type: ignore[method-assign]
+        work._on_note = lambda line: begun_anew.extend([line] if "begun anew" in line else [])
         manifest = await work.create()
+        # An operator hears why it takes twice as long.
+        assert all("attempt 2 of 5" in line and damaged.address in line for line in begun_anew)
+        assert len(begun_anew) == (tried[0] == damaged.address)
         assert sum(found.pairs for found in manifest.groups[1].ranges) == 100
         assert len(manifest.groups[1].replicas) == 2 and damaged.address not in manifest.groups[1].replicas
         (warning,) = work.warnings

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bench.live import LiveCluster, attempt
+from raft.answers import Code, refuse
 from raft.errors import Busy
 from raft.sessions import SessionRecord
 from raft.types import Entry
@@ -23,10 +24,11 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.checking import Checks
 from shardkv.digests import LENGTHS, Digest, Digester, Part
 from shardkv.engine import Engine, MemoryEngine, ViewGone
-from shardkv.observe.compare import Begun, GroupCheck, Said, check_controllers, odd_ones
+from shardkv.observe.compare import Begun, GroupCheck, Said, ask, check_controllers, odd_ones
 from shardkv.rocks import RocksEngine
 from shardkv.viewing import Views
 from tests.sim.disk import SimDisk
+from tests.sim.loop import run
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import World, in_world
@@ -327,6 +329,23 @@ async def test_a_replica_that_is_behind_is_waited_for(world: World) -> None:
     assert not checking.done()
     world.network.heal()
     assert (await checking).agrees
+
+
+def test_a_replica_whose_state_is_being_repaired_is_not_waited_for() -> None:
+    """A backup waited for as long as the repair of two of three took, to hear that they had lost that moment."""
+
+    class Repairing:
+        asked = 0
+
+        async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
+            self.asked += 1
+            return refuse(Code.NOT_LEADER)
+
+        async def close(self) -> None: ...
+
+    dialer = Repairing()
+    said = run(ask(dialer, "a:1", Begun(b"x", 5, 1, (), ("a:1",))))
+    assert "damaged" in said.why_not and dialer.asked == 1
 
 
 @in_world(groups=(1,))

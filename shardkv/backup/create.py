@@ -114,13 +114,17 @@ class Backup:
         rng: Random,
         rate: float = 0.0,
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> None:
-        """`rate`: bytes a second to read from the cluster, 0 for as fast as it goes."""
+        """`rate`: bytes a second to read from the cluster, 0 for as fast as it goes.
+
+        `on_note` hears, in a line for people, why it takes longer than the reading does.
+        """
         self._controller, self._dialer, self._store, self._rng = controller, dialer, store, rng
         self._throttle = Throttle(rate)
         self._uploads = asyncio.Semaphore(UPLOADS_AT_ONCE)
         self._there: set[str] = set()
-        self._on_progress = on_progress
+        self._on_progress, self._on_note = on_progress, on_note
         self._damaged: dict[str, str] = {}  # replicas that a majority of their group differs from, and how
         self.confirmed: dict[int, Confirmed] = {}  # by group
         self.progress = Progress()
@@ -142,6 +146,7 @@ class Backup:
                     self._damaged[error.address] = str(error)
                 if attempt == ATTEMPTS:
                     raise BackupError(f"given up after {ATTEMPTS} attempts: {error}") from None
+                self._on_note(f"begun anew, attempt {attempt + 1} of {ATTEMPTS}: {error}")
                 self.progress = Progress()
         for confirmed in self.confirmed.values():
             self._damaged.update(confirmed.differing)
@@ -193,6 +198,7 @@ class Backup:
     async def _settled(self) -> Config:
         """The latest configuration, once every shard serves under it."""
         deadline = time.monotonic() + SETTLE_SECONDS
+        told = False
         while True:
             overview = await look(self._controller, self._dialer, [], QUERY_SECONDS)
             if not overview.config.groups:
@@ -206,6 +212,9 @@ class Backup:
                     f"{total - serving} of {total} shards do not serve: wait until they do "
                     "(`shardkv admin status`)"
                 )
+            if not told:
+                self._on_note(f"waiting until all shards serve: {total - serving} of {total} do not")
+                told = True
             await asyncio.sleep(0.1)
 
     async def _now(self, config: Config, clock: _Clock) -> int:
@@ -250,6 +259,8 @@ class Backup:
         try:
             digester = Digester(view.begun.parts)
             await self._copy(view, part, digester)
+            if not all(task.done() for task in asked):
+                self._on_note(f"group {gid} is read: waiting until its replicas confirm what was read")
             said = dict(zip(members, await asyncio.gather(*asked), strict=True))
         finally:
             for task in asked:

@@ -47,6 +47,7 @@ from shardkv.cli.common import (
 T = TypeVar("T")
 MEGABYTE = 1_000_000
 NICE = 10  # on a machine that also serves, a backup gives way
+TOLD_SECONDS = 10.0  # between two lines about the progress
 
 url_argument = click.argument("url", metavar="URL")
 rate_option = click.option(
@@ -123,8 +124,12 @@ def create(url: str, rate: float, endpoint: str, region: str, controllers: str |
                 bar.update(task, completed=progress.read)
 
             rng = Random(random.SystemRandom().random())
-            work = Backup(session.controller, session.dialer, store, rng, rate * MEGABYTE, show)
-            manifest = await work.create()
+            work = Backup(session.controller, session.dialer, store, rng, rate * MEGABYTE, show, _note)
+            telling = asyncio.create_task(_tell_progress(work))
+            try:
+                manifest = await work.create()
+            finally:
+                telling.cancel()
             done, warnings = work.progress, work.warnings
             return manifest
 
@@ -142,6 +147,18 @@ def create(url: str, rate: float, endpoint: str, region: str, controllers: str |
     )
     for warning in warnings:
         click.echo(f"! {warning}")
+
+
+def _note(line: str) -> None:
+    click.echo(f"backup: {line}", err=True)
+
+
+async def _tell_progress(work: Backup) -> None:
+    """Where no bar is shown: a line now and then, so that nobody takes a long backup for one that hangs."""
+    while not console().is_terminal:
+        await asyncio.sleep(TOLD_SECONDS)
+        done = work.progress
+        _note(f"{decimal(done.read)} read so far, {done.written} chunks stored, {done.known} were there")
 
 
 @backup.command("list")

@@ -181,6 +181,9 @@ async def ask(
                 why = f"{begun.index - reply.applied_index} entries behind" if behind else "still computing"
                 if (reply.applied_index if behind else 0, reply.pairs) != news:
                     news, heard = (reply.applied_index if behind else 0, reply.pairs), loop.time()
+            elif code is Code.NOT_LEADER:
+                # Not this replica's state: what it held at that entry went with the damage.
+                return Said(why_not="its state was damaged, and the others repair it")
             else:
                 why = f"{code.name} {body.decode(errors='replace')}".strip()
         except (Unreachable, DecodeError) as error:
