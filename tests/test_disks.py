@@ -93,6 +93,22 @@ def test_up_does_not_start_a_replica_whose_directory_is_empty() -> None:
         assert up.returncode == 1 and f"{lost.address} is not started" in up.stderr, up.stderr
         assert "3 of 4 processes started" in up.stdout and "member replace 1 1 1=" in up.stderr
         assert clerk.get("k") == b"v"
+        # The directories of two replicas are mounted in each other's place: no quorum, and both say why.
+        second, third = [p for p in cluster.processes if p.role == "group" and p.address != lost.address]
+        stopped = live.cluster()
+        stopped.stop(stopped.processes)
+        for source, target in ((second.data, "x"), (third.data, second.data), ("x", third.data)):
+            (live.directory / source).rename(live.directory / target)
+        up = attempt(
+            live, "up", "--data", str(live.directory), "--detach", *["--groups", "1", "--controllers", "1"]
+        )
+        assert up.returncode == 1 and "not every shard serves" in up.stderr, up.stderr
+        # The first that ends is enough to give up: with the lost one it is two of three.
+        named = [process for process in (second, third) if f"! group at {process.address} ended: " in up.stderr]
+        assert named, up.stderr
+        for process in named:
+            other = third if process is second else second
+            assert f"{process.data} belongs to replica {other.index + 1} of group 1" in up.stderr
 
 
 def test_up_names_a_replica_that_ends_at_once_and_starts_the_others() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from client import ShardClerk
+from client import ShardClerk, ShardKVError
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
@@ -100,10 +100,16 @@ def up(
             started = cluster.start_all()
             click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
             _tell_lost(cluster)
-            overview = _wait_ready(cluster, interrupted)
+            overview = _wait_ready(cluster, started, interrupted)
             cluster.save()  # from here on it is known which directories have data
             _show(cluster, overview)
-            _first_operations(cluster)
+            try:
+                _first_operations(cluster)
+            except ShardKVError as error:
+                ended = [process for process in started if not process.running]
+                raise Failed(
+                    "\n! ".join([f"no first put and get: {error}", *_last_words(cluster, ended)])
+                ) from None
         except (ClusterError, Failed, ControllerUnavailable) as error:
             cluster.stop(down)  # what ran before goes on
             raise Failed(str(error)) from None
@@ -187,17 +193,23 @@ def _tell_lost(cluster: Cluster) -> None:
         )
 
 
-def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
+def _wait_ready(cluster: Cluster, started: list[Process], interrupted: Callable[[], bool]) -> Overview:
     """Let the groups in that have not joined, and wait until every shard serves. Raises Failed."""
+
+    def check_quorums(serving: int = 0, total: int = 1) -> None:
+        """No waiting for a group half of whose replicas have ended: they say why. Raises Failed."""
+        ended = [process for process in started if not process.running]
+        for role, gid in {(process.role, process.gid) for process in ended} if serving < total else ():
+            own = [process for process in cluster.processes if (process.role, process.gid) == (role, gid)]
+            if 2 * sum(process.running for process in own) <= len(own):
+                raise Failed("\n! ".join(["not every shard serves", *_last_words(cluster, ended)]))
 
     async def run(session: Session) -> Overview:
         deadline = time.monotonic() + READY_SECONDS
         while True:
             if interrupted():
                 raise Failed("interrupted while starting")
-            for process in cluster.processes:
-                if not process.running and not process.is_lost:
-                    raise Failed(f"{process.role} at {process.address} ended: {cluster.last_words(process)}")
+            check_quorums()
             try:
                 config = await session.controller.query(None, 1.0)
                 break
@@ -214,8 +226,9 @@ def _wait_ready(cluster: Cluster, interrupted: Callable[[], bool]) -> Overview:
                 await session.controller.admin(request, READY_SECONDS)
             except AdminRefused as error:
                 raise Failed(str(error)) from None
-        if not await wait_settled(session.overview, deadline - time.monotonic(), lambda serving, total: None):
+        if not await wait_settled(session.overview, deadline - time.monotonic(), check_quorums):
             named = problems(await session.overview()) or ["the logs are in the processes' directories"]
+            named += _last_words(cluster, [process for process in started if not process.running])
             raise Failed("\n! ".join(["not every shard serves", *named]), UNREACHABLE)
         return await session.overview()
 
@@ -260,10 +273,13 @@ def _all_stay(cluster: Cluster, started: list[Process]) -> bool:
         waiting = [process for process in waiting if process.running and not process.listens]
         time.sleep(0.05)
     ended = [process for process in started if not process.running]
-    for process in ended:
-        words = cluster.last_words(process)
-        click.echo(f"! {process.role} at {process.address} ended: {words}", err=True)
+    for line in _last_words(cluster, ended):
+        click.echo(f"! {line}", err=True)
     return not ended
+
+
+def _last_words(cluster: Cluster, ended: list[Process]) -> list[str]:
+    return [f"{process.role} at {process.address} ended: {cluster.last_words(process)}" for process in ended]
 
 
 def _watch(cluster: Cluster, interrupted: Callable[[], bool]) -> None:
