@@ -80,7 +80,7 @@ class Node(FirstFault):
         self._chunks: asyncio.Queue[Envelope] = asyncio.Queue(16)
         self._senders: dict[NodeId, SnapshotSender] = {}
         self._opening: set[NodeId] = set()  # for these a snapshot is being opened
-        self._receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
+        self.receiver = SnapshotReceiver(core.wants_snapshot, host.open_sink, self._install)
         self._base_is_durable = asyncio.Event()  # no installed snapshot waits for its log to begin anew
         self._base_is_durable.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +131,7 @@ class Node(FirstFault):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._receiver.abort()
+        self.receiver.abort()
         self._wal.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -429,7 +429,7 @@ class Node(FirstFault):
         while True:
             envelope = await self._chunks.get()
             assert isinstance(envelope.message, InstallSnapshot)
-            reply = await self._receiver.receive(envelope.message, envelope.term)
+            reply = await self.receiver.receive(envelope.message, envelope.term)
             if reply is not None and reply.done:
                 # A promise like any other: the leader counts us for all that is below from here on.
                 await self._base_is_durable.wait()

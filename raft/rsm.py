@@ -237,9 +237,9 @@ class ReplicatedMachine:
         core = self.core
         told = {**self.damage.told(self.wall_ms()), "state_lost": core.state_lost, "leader": core.leader}
         told["alone"] = (core.membership.voters or self._bootstrap.voters) == {core.id}
-        if core.state_lost and self.node.receiving is not None:
-            source, offset, total = self.node.receiving
-            told |= {"repairing_from": source, "percent": 100 * offset // max(1, total)}
+        told["refused"] = self.node.receiver.refused
+        if core.state_lost and (at := self.node.receiving):
+            told |= {"repairing_from": at[0], "percent": 100 * at[1] // max(1, at[2])}
         return told
 
     @contextmanager

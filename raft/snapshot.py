@@ -154,6 +154,7 @@ class SnapshotReceiver:
         self._sink: SnapshotSink | None = None
         self._offset = 0
         self._proving: asyncio.Task[None] | None = None
+        self.refused = ""  # why the last snapshot was not taken; empty once one was installed
 
     async def receive(self, chunk: InstallSnapshot, term: Term) -> InstallSnapshotReply | None:
         """Take a chunk of `term`'s leader in; None: no answer. Raises OSError when our own disk fails."""
@@ -190,10 +191,12 @@ class SnapshotReceiver:
                 return reply(chunk.total, done=True)
             self._install(meta, self._sink)
         except ValueError as error:
-            log.warning("snapshot at %d refused: %s; asking for it again", meta.index, error)
+            if not self.refused:  # else it was said, and status says it
+                log.warning("snapshot at %d refused: %s; asking for it again", meta.index, error)
+            self.refused = str(error)
             self.abort()
             return reply(0)
-        self._sink, self._meta, self._offset, self._proving = None, None, 0, None
+        self._sink, self._meta, self._offset, self._proving, self.refused = None, None, 0, None, ""
         return reply(chunk.total, done=True)
 
     def _is_newest(self, stream: int, term: Term) -> bool:

@@ -149,7 +149,9 @@ class CheckpointSink:
         assert self._expected is not None
         needed, free = sum(known.size for _, known in self._expected), shutil.disk_usage(self.path).free
         if needed > free:
-            raise ValueError(f"the snapshot needs {needed} bytes, and {free} are free on the disk")
+            raise ValueError(
+                f"it needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free on this replica's disk"
+            )
 
     def _next_file(self) -> bool:
         """Whether a file is open that wants more bytes; opens and closes as sizes say."""

@@ -32,6 +32,8 @@ def test_damage_is_a_problem_until_it_is_repaired_and_then_a_note_for_a_day() ->
     assert notes_of(present) == []
     (line,) = damage_problems(present)
     assert "000008.sst was found damaged" in line and "waits for the leader's snapshot" in line
+    present["damage"] |= {"refused": "it needs 150.0 MB", "repairing_from": 2, "percent": 0}
+    assert "the snapshot of replica 2 cannot be taken: it needs 150.0 MB." in damage_problems(present)[0]
     repaired = status(NOW - 1000)
     assert damage_problems(repaired) == []
     (line,) = notes_of(repaired)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -330,6 +331,27 @@ def test_the_receiver_refuses_a_stream_with_a_bad_byte_wherever_it_is(tmp_path: 
     asyncio.run(refuse(lambda data: data[:-1]))
     asyncio.run(refuse(lambda data: data + b"x"))
     assert not list((tmp_path / "taker").glob("incoming-*"))
+    giver.close()
+    taker.close()
+
+
+def test_a_snapshot_that_does_not_fit_is_refused_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver, taker = filled(tmp_path / "giver"), RocksEngine(tmp_path / "taker")
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+
+    async def refuse() -> None:
+        source = await giver.open_snapshot()
+        sink = taker.open_sink(META)
+        with pytest.raises(ValueError, match=r"it needs 0\.\d MB, and 0\.0 MB are free"):
+            await stream_into(source, sink, lambda data: data)
+        assert not list(sink.path.glob("*.sst"))
+        sink.abort()
+        source.close()
+
+    asyncio.run(refuse())
     giver.close()
     taker.close()
 

@@ -117,9 +117,10 @@ def test_a_snapshot_that_cannot_be_installed_is_asked_for_again() -> None:
         at = Receiving(refuses=True)
         reply = await at.receiver.receive(chunk(1, b"abcd", 0, total=4), 5)
         assert reply is not None and (reply.done, reply.offset) == (False, 0)
+        assert at.receiver.refused == "cannot be opened", "for status"
         at._refuses = False
         reply = await at.receiver.receive(chunk(1, b"abcd", 0, total=4), 5)
-        assert reply is not None and reply.done and at.installed == b"abcd"
+        assert reply is not None and reply.done and at.installed == b"abcd" and not at.receiver.refused
 
     run(story())
 

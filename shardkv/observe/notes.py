@@ -49,6 +49,12 @@ def _found(damage: Mapping[str, Any]) -> str:
 
 def repair_line(damage: Mapping[str, Any]) -> str:
     """How the repair of a lost state goes, or what it waits for."""
+    if damage.get("refused"):
+        source = f"of replica {damage['repairing_from']} " if "percent" in damage else ""
+        return (
+            f"the snapshot {source}cannot be taken: {damage['refused']}. The damaged files that were set aside take "
+            "room, too (docs/operations.md)"
+        )
     if "percent" in damage:
         return f"being repaired from replica {damage['repairing_from']}, {damage['percent']} %"
     if damage["leader"]:
