@@ -17,6 +17,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -198,6 +199,8 @@ class Doorway:
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: self._factory(inbound), accepted, ssl=context, **times
             )
+            until = (transport.get_extra_info("peercert") or {}).get("notAfter")
+            inbound.certified_until = ssl.cert_time_to_seconds(until) if until else None
             if inbound.turned_away:
                 transport.abort()
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
@@ -316,6 +319,11 @@ class Doorway:
         self._handshakes.remove(inbound, inbound.source)
         inbound.abort()
 
+    def end_all(self, why: str) -> None:
+        """End every connection, so that each has to show its certificate again."""
+        for inbound in [*self._by_age, *self._looked_at]:
+            self.turn_away(inbound, why)
+
     def _close_accepted(self, inbound: Inbound) -> None:
         if inbound.accepted is not None:
             self._loop.remove_reader(inbound.accepted)
@@ -340,6 +348,9 @@ class Doorway:
             inbound = next(iter(self._looked_at))
             del self._looked_at[inbound]
             self._looked_at[inbound] = None
+            if inbound.certified_until is not None and time.time() >= inbound.certified_until:
+                self.turn_away(inbound, "its certificate has expired")
+                continue
             if inbound.touched:
                 inbound.touched, inbound.idle_since = False, now
             elif now - inbound.idle_since >= self._idle_seconds and inbound not in self._peers:

@@ -60,6 +60,7 @@ class Inbound:
         self.accepted: socket.socket | None = None  # until it has a transport
         self.beginning: asyncio.Task[None] | None = None
         self.transport: Any = None
+        self.certified_until: float | None = None  # the end of its certificate, by the wall clock
         self.turned_away = ""  # why we ended it, if we did
 
     def settle(self, standing: Standing, owner: str = "") -> None:

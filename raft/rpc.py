@@ -19,6 +19,7 @@ from raft.gate import LOGIN, Login
 from raft.keepalive import ASK_SECONDS
 from raft.stream import MAX_QUEUED_BYTES, Stream
 from raft.tls import Tls
+from raft.tls_files import TlsFiles, contexts
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Connection:
         address: str,
         cluster: Callable[[], str],
         on_break: Callable[[], None],
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
         login: bytes = b"",
     ) -> None:
         self.address, self._tls, self._login = address, tls, login
@@ -144,8 +145,9 @@ class Connection:
         try:
             host, port = split_address(self.address)
             async with asyncio.timeout(CONNECT_SECONDS):
+                context = self._tls() if self._tls is not None else None
                 # TLS, if there is any, checks that the certificate is for this host.
-                await self._loop.create_connection(lambda: stream, host, port, ssl=self._tls)
+                await self._loop.create_connection(lambda: stream, host, port, ssl=context)
         except (OSError, TimeoutError) as error:  # a certificate that is refused is an OSError, too
             self.broke(stream, f"cannot connect: {error or 'no answer'}")
         except Exception as error:  # whatever it is, what is queued must not wait for ever
@@ -178,10 +180,12 @@ class Connection:
 class TcpDialer:
     """Real calls behind the `Dialer` door: one `Connection` for each address."""
 
-    def __init__(self, cluster: str = "", tls: Tls | None = None, login: Login | None = None) -> None:
+    def __init__(
+        self, cluster: str = "", tls: Tls | TlsFiles | None = None, login: Login | None = None
+    ) -> None:
         """Raises BadCertificate."""
         self._login = login.encode() if login is not None else b""
-        self._tls = tls.client() if tls is not None else None
+        self._tls = contexts(tls)
         self.cluster = cluster  # may be learnt after the first call; empty is accepted by every server
         self._connections: dict[str, Connection] = {}
 

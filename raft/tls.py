@@ -18,16 +18,23 @@ class BadCertificate(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Paths of PEM files: our certificate, its key, and the CA whose certificates we believe."""
+    """Paths of PEM files: our certificate, its key, the CA whose certificates we believe, and those that it revoked."""
 
     cert: Path
     key: Path
     ca: Path
+    crl: Path | None = None
+
+    def files(self) -> dict[str, str]:
+        """Those that there are, by their names, as absolute paths."""
+        named = {"cert": self.cert, "key": self.key, "ca": self.ca, "crl": self.crl}
+        return {name: str(path.resolve()) for name, path in named.items() if path is not None}
 
     def server(self) -> ssl.SSLContext:
         """Raises BadCertificate."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
+        context.num_tickets = 0  # no session is resumed: each connection shows a certificate that is valid now
         context.set_alpn_protocols(["h2"])  # gRPC asks for it; our own streams do not
         return context
 
@@ -48,6 +55,14 @@ class Tls:
             raise BadCertificate(f"certificate {self.cert}: {error}") from None
         return next((value for group in subject for kind, value in group if kind == "organizationName"), "")
 
+    def expires_at(self) -> float:
+        """The end of our own certificate, in seconds of the wall clock. Raises BadCertificate."""
+        try:
+            found = ssl._ssl._test_decode_cert(str(self.cert))  # type: ignore[attr-defined]
+            return ssl.cert_time_to_seconds(found["notAfter"])
+        except (OSError, ssl.SSLError, KeyError, ValueError) as error:
+            raise BadCertificate(f"certificate {self.cert}: {error}") from None
+
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -59,4 +74,10 @@ class Tls:
             context.load_verify_locations(self.ca)
         except (OSError, ssl.SSLError) as error:
             raise BadCertificate(f"CA {self.ca}: {error}") from None
+        if self.crl is not None:
+            try:
+                context.load_verify_locations(self.crl)
+            except (OSError, ssl.SSLError) as error:
+                raise BadCertificate(f"revocation list {self.crl}: {error}") from None
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
         return context

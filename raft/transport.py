@@ -12,6 +12,7 @@ from raft.gate import Login
 from raft.messages import Envelope
 from raft.rpc import Connection
 from raft.tls import Tls
+from raft.tls_files import TlsFiles, contexts
 from raft.types import NOBODY, NodeId
 
 log = logging.getLogger(__name__)
@@ -29,12 +30,12 @@ class TcpTransport:
         group: int,
         address: str,
         peers: Mapping[NodeId, str],
-        tls: Tls | None = None,
+        tls: Tls | TlsFiles | None = None,
         login: Login | None = None,
         incarnation: int = 0,
     ) -> None:
         """Raises BadCertificate."""
-        self._tls = tls.client() if tls is not None else None
+        self._tls = contexts(tls)
         self._login = login.encode() if login is not None else b""
         self._cluster, self._group, self._address = cluster, group, address
         self._incarnation = incarnation  # of our disk

@@ -103,10 +103,6 @@ class Listeners:
             await stop()
 
 
-def fixed(context: ssl.SSLContext | None) -> Context:
-    return None if context is None else lambda: context
-
-
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)

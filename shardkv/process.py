@@ -37,6 +37,7 @@ from raft.repair import note_damage, open_or_repair
 from raft.rpc import TcpDialer
 from raft.rsm import ReplicatedMachine
 from raft.tls import BadCertificate
+from raft.tls_files import TlsFiles
 from raft.transport import MAIL, TcpTransport
 from raft.unreadable import Unreadable
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
@@ -49,7 +50,7 @@ from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.access import Access, AccessInterceptor, AccountsFollower
 from shardkv.audit import AUDIT_FILE, AuditLog
 from shardkv.identity import CannotStart, Identity, claim, learn_cluster
-from shardkv.listeners import Listeners, fixed
+from shardkv.listeners import Listeners
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
@@ -119,7 +120,10 @@ async def serve(options: ProcessOptions) -> None:
     """
     rng = Random(random.SystemRandom().getrandbits(128))
     directory = RealDirectory(options.data)
-    watching = None
+    certificates = TlsFiles(options.tls) if options.tls is not None else None
+    reload = certificates.wake if certificates is not None else _nothing_to_reload
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    watching: list[asyncio.Task[None]] = []
     try:
         if not options.cluster:
             options = replace(options, cluster=await learn_cluster(directory, options, rng))
@@ -131,11 +135,11 @@ async def serve(options: ProcessOptions) -> None:
             options.gid,
             options.address,
             peers,
-            options.tls,
+            certificates,
             options.login,
             identity.incarnation,
         )
-        dialer = TcpDialer(options.cluster, options.tls, options.login)
+        dialer = TcpDialer(options.cluster, certificates, options.login)
         replica = await open_or_repair(
             options.replica,
             disks.first,
@@ -157,18 +161,22 @@ async def serve(options: ProcessOptions) -> None:
                 machine.engine.start_scrub(options.scrub_bytes_per_second)
             machine.engine.on_fault = lambda fault: _on_loop(loop, replica, fault)
         free = partial(asyncio.to_thread, directory.free_bytes)
-        watching = asyncio.create_task(room.watch(replica, free, options.reserve_bytes))
+        watching.append(asyncio.create_task(room.watch(replica, free, options.reserve_bytes)))
+        if certificates is not None:
+            watching.append(asyncio.create_task(certificates.watch()))
         metrics = Metrics()
         metrics.watch(replica)
         directory.on_append = metrics.appended
         with private_socket() as (name, path):
-            await _listen(options, directory, replica, transport, dialer, rng, metrics, name, path)
+            await _listen(
+                options, directory, replica, transport, dialer, rng, metrics, certificates, name, path
+            )
     except DamagedState as damage:  # of a replica that was running
         error = named_below(directory.path, damage)
         raise StateDamaged(error, await noted(directory, error)) from None
     finally:
-        if watching is not None:
-            watching.cancel()
+        for task in watching:
+            task.cancel()
         directory.close()
 
 
@@ -208,6 +216,7 @@ async def _listen(
     dialer: TcpDialer,
     rng: Random,
     metrics: Metrics,
+    certificates: TlsFiles | None,
     socket_name: str,
     socket: str,
 ) -> None:
@@ -240,14 +249,23 @@ async def _listen(
     door = FrontDoor(options.cluster, handler, on_post, socket, gate, options.descriptors, audit, pipes)
     metrics.watch_door(door.doorway)
     about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
-    server.about = lambda: about | {"connections": door.doorway.status()}
+
+    def tell() -> dict[str, object]:
+        told = about | {"connections": door.doorway.status()}
+        return told if certificates is None else told | {"certificates": certificates.status()}
+
+    server.about = tell
+    if certificates is not None:
+        metrics.watch_certificates(certificates)
+        certificates.audit = audit
+        certificates.on_revocations = lambda: door.doorway.end_all("the revocation list changed")
     listeners = Listeners(options, options.descriptors, audit)
     try:
         await listener.start()
-        await listeners.open_main(door, fixed(options.tls.server() if options.tls is not None else None))
+        await listeners.open_main(door, certificates.server if certificates is not None else None)
         await listeners.open_metrics(metrics)
         await listeners.open_page(
-            replica, gate, dialer, rng, fixed(options.tls.browsers() if options.tls is not None else None)
+            replica, gate, dialer, rng, certificates.browsers if certificates is not None else None
         )
         await ended
         health.leaving()
@@ -313,6 +331,10 @@ def _server(
     group = GroupServer(replica, client, dialer, rng, options.limits)
     kv_grpc.add_KVServicer_to_server(KVService(group), listener)
     return group
+
+
+def _nothing_to_reload() -> None:
+    log.info("SIGHUP: there are no TLS files to read again")
 
 
 def _end(ended: asyncio.Future[None]) -> None:

@@ -122,8 +122,9 @@ def _note_tls(context: click.Context, parameter: click.Parameter, value: Path | 
 
 
 def tls_options(command: Callable[..., T]) -> Callable[..., T]:
-    """--tls-cert, --tls-key and --tls-ca; `find_tls` has what they say."""
+    """--tls-cert, --tls-key, --tls-ca and --tls-crl; `find_tls` has what they say."""
     for name, text in (
+        ("crl", "PEM file of the certificates that the CA has revoked."),
         ("ca", "PEM file of the CA that signs the cluster's certificates."),
         ("key", "PEM file of its key."),
         ("cert", "PEM file of our certificate, if the cluster speaks TLS."),

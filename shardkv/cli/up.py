@@ -157,9 +157,7 @@ def _prepare(
     else:
         data.mkdir(parents=True, exist_ok=True)
         tls = find_tls()
-        files = (
-            {} if tls is None else {name: str(getattr(tls, name).resolve()) for name in ("cert", "key", "ca")}
-        )
+        files = tls.files() if tls is not None else {}
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
         cluster.make_secret()
     use_tls(cluster.tls)

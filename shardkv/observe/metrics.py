@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Container, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +25,7 @@ from raft.doors import Handler
 from raft.doorway import Doorway
 from raft.roles import Leader
 from raft.rsm import ReplicatedMachine
+from raft.tls_files import TlsFiles
 from shardctrler.machine import ControllerMachine
 from shardctrler.shard_map import NO_GROUP
 from shardkv.machine import ShardMachine
@@ -95,6 +96,12 @@ class Metrics:
         """Report how full the process's own listener is. Call it on the event loop."""
         self.registry.register(_OnLoop(asyncio.get_running_loop(), lambda: list(_of_door(doorway.status()))))
 
+    def watch_certificates(self, certificates: TlsFiles) -> None:
+        """Report when the TLS files end. Call it on the event loop."""
+        self.registry.register(
+            _OnLoop(asyncio.get_running_loop(), lambda: list(_of_certificates(certificates)))
+        )
+
 
 class _OnLoop(Collector):
     """Gathers on the event loop what the HTTP server's thread asks for."""
@@ -154,6 +161,25 @@ def _of_door(status: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge("connection_held_bytes", "Bytes in memory for connections", status["held_bytes"])
     yield _counter(
         "accept_failures", "Times that the system had no descriptor for a connection", status["accept_failures"]
+    )
+
+
+def _of_certificates(certificates: TlsFiles) -> Iterator[Metric]:
+    status = certificates.status()
+    yield _gauge(
+        "certificate_expiry_time_seconds",
+        "When the TLS certificate, or its CA's, expires",
+        cast(float, status["expires_at"]),
+    )
+    if status["revocations_until"] is not None:
+        yield _gauge(
+            "revocation_list_expiry_time_seconds",
+            "When the revocation list is to be replaced: from then on no certificate is accepted",
+            cast(float, status["revocations_until"]),
+        )
+    yield _counter("certificate_reloads", "Times that changed TLS files were read", certificates.reloads)
+    yield _gauge(
+        "certificate_files_broken", "1 while the TLS files cannot be used", float(bool(certificates.problem))
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
@@ -17,6 +18,7 @@ from shardkv.observe.notes import damage_problems, notes_of
 
 STATUS_SECONDS = 1.0
 LAGGING_ENTRIES = 10_000  # a replica so far behind is named
+CERTIFICATE_DAYS = 30  # before its end a certificate is named
 CLOCK_APART_MS = 2000  # … and one whose wall clock differs so much from those of its group
 
 
@@ -100,6 +102,7 @@ def problems(overview: Overview) -> list[str]:
             if status.get("disk", "ok") != "ok":
                 found.append(f"{name}: {address}: {status['disk']}, so another replica leads")
             found += [f"{name}: {address} {why}" for why in _of_connections(status)]
+            found += [f"{name}: {address} {why}" for why in _of_certificates(status)]
             found += [f"{name}: {address} {why}" for why in _of_disks(status)]
             found += [f"{name}: {address}: {line}" for line in damage_problems(status)]
             if newest - status["applied_index"] > LAGGING_ENTRIES:
@@ -181,6 +184,31 @@ def _of_connections(status: Mapping[str, Any]) -> list[str]:
         if said[kind] >= most:
             found.append(f"has no place left for connections ({kind}: {most}): the idlest are closed")
     return found
+
+
+def _of_certificates(status: Mapping[str, Any]) -> list[str]:
+    """A certificate that ends soon, or files that cannot be used."""
+    said = status.get("certificates") or {}
+    found = (
+        [f"cannot use its TLS files, and goes on with the old ones: {said['problem']}"]
+        if said.get("problem")
+        else []
+    )
+    for name, key, most in (
+        ("TLS certificate or its CA", "expires_at", CERTIFICATE_DAYS),
+        ("revocation list", "revocations_until", 1),
+    ):
+        if said.get(key):
+            left = (said[key] - status.get("wall_ms", 0) / 1000) / 86_400
+            if left <= 0:
+                found.append(f"has a {name} that has EXPIRED on {_day(said[key])}")
+            elif left < most:
+                found.append(f"has a {name} that expires in {left:.0f} days, on {_day(said[key])}")
+    return found
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def _of_disks(status: Mapping[str, Any]) -> list[str]:
