@@ -105,7 +105,7 @@ class Restoring:
             return Reply(outcome=Reply.MALFORMED)
         if fence.sealed or not _inside([key for key, _ in pairs], row):
             return Reply(outcome=Reply.MALFORMED)
-        self._batch.changes.update([(b"d" + key, value) for key, value in pairs])
+        self._batch.changes.update(pairs)
         first, later = fence.next, {*fence.later, chunk.number}
         while first in later:
             later.remove(first)
@@ -119,11 +119,9 @@ class Restoring:
 
 
 def _inside(keys: Sequence[bytes], row: Row) -> bool:
-    """Whether these are keys of the shard, each once and in order."""
-    if not keys:
-        return False
-    inside = bool(keys[0]) and row.start <= keys[0] and (not row.end or keys[-1] < row.end)
-    return inside and all(map(lt, keys, keys[1:]))
+    """Whether these are engine keys of the shard's data, each once and in order."""
+    low, high = layout.data_range(row.start or b"\0", row.end)  # no key is empty
+    return bool(keys) and low <= keys[0] and keys[-1] < high and all(map(lt, keys, keys[1:]))
 
 
 def _done(row: Row) -> Reply:

@@ -181,7 +181,7 @@ class RocksEngine:
         """
         sums, database = self._sums, self._db
         try:
-            if sums.are_complete():
+            if self._options.scratch or sums.are_complete():
                 return
             tables = {table["name"].lstrip("/") for table in database.live_files()}
             sums.note(tables - self._unproven)

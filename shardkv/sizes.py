@@ -38,7 +38,7 @@ class Sizes:
         loop = asyncio.get_running_loop()
         while loop.time() - self._asked_at < ASKED_SECONDS:
             rows = self._machine.ownership.rows
-            served = [shard for shard, row in rows.items() if row.serves]
+            served = [shard for shard, row in rows.items() if row.serves and row.fence is None]
             self._known = {shard: size for shard, size in self._known.items() if shard in served}
             for shard in served:
                 await self._look(shard)
@@ -50,7 +50,7 @@ class Sizes:
         while True:
             await asyncio.sleep(REST_SECONDS)
             row = self._machine.ownership.rows.get(shard)
-            if row is None or not row.serves:
+            if row is None or not row.serves or row.fence is not None:
                 return
             low, high = layout.data_range(row.start, row.end)
             if cursor is None and (estimate := engine.estimate(low, high)) >= LARGE_BYTES:

@@ -48,6 +48,7 @@ class RocksOptions:
 
     write_buffer_bytes: int = 64 << 20
     block_cache_bytes: int = 64 << 20
+    scratch: bool = False  # it lives as long as this process: no hashes of files, and no compactions
     open_files: int = 256
 
 
@@ -62,6 +63,8 @@ def rocks_options(options: RocksOptions, cache: Cache | None) -> Options:
     rocks.set_compression_per_level([none, none, lz4, lz4, lz4, lz4, lz4])
     rocks.set_level_compaction_dynamic_level_bytes(True)
     rocks.set_max_background_jobs(2)
+    if options.scratch:
+        rocks.set_disable_auto_compactions(True)
     rocks.set_bytes_per_sync(1 << 20)  # write back as it goes, rather than all at the file's end
     rocks.set_keep_log_file_num(2)
     rocks.set_max_open_files(options.open_files)

@@ -14,7 +14,7 @@ from client import BeingRestored
 from raft.answers import Code, parse
 from raft.doors import Dialer
 from shardctrler.shard_map import Change, Merge, Move, Shard, Split
-from shardkv import commands, frames
+from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import install
 from shardkv.backup.errors import BackupError
@@ -50,9 +50,10 @@ class Group:
         self._pairs = pairs
 
     def pairs(self, piece: Piece) -> Iterator[tuple[bytes, bytes]]:
+        low, high = layout.data_range(piece.start, piece.end)
         for key, value in self._pairs:
-            if key >= piece.start and (not piece.end or key < piece.end):
-                yield key, value
+            if low <= layout.data_key(key) < high:
+                yield layout.data_key(key), value
 
 
 async def restore(
@@ -308,7 +309,8 @@ def step(kind: pb.RestoreStep.Kind, run: str = "a", **fields: object) -> bytes:
 
 
 def chunk(number: int, pairs: Pairs, run: str = "a", page: bytes | None = None) -> bytes:
-    page = frames.pack_page(True, b"", pairs) if page is None else page
+    if page is None:
+        page = frames.pack_page(True, b"", [(layout.data_key(key), value) for key, value in pairs])
     message = pb.RestoreChunk(shard=1, run=run, number=number, page=page)
     return commands.restore_chunk(message.SerializeToString())
 
@@ -448,3 +450,12 @@ def test_chunks_are_bounded_by_pairs_and_bytes(monkeypatch: pytest.MonkeyPatch) 
     assert [pair for found, _ in chunks for pair in found] == pairs
     assert all(len(found) <= 10 for found, _ in chunks)
     assert all(size - len(found[-1][0] + found[-1][1]) < 1000 for found, size in chunks)
+
+
+def test_a_chunk_holds_data_alone() -> None:
+    machine, index = member(MemoryEngine(SimDisk(Random(1)).open())), [1]
+    machine.apply([entry(1, learn(CREATED))])
+    assert outcome(machine, index, step(BEGIN, generation=1)) == pb.RestoreReply.DONE
+    for key in (layout.CLOCK, layout.record_key(1, b"s" * 16), b"a", b"d", b"e", b""):
+        page = frames.pack_page(True, b"", [(key, b"x")])
+        assert outcome(machine, index, chunk(0, [], page=page)) == pb.RestoreReply.MALFORMED, key

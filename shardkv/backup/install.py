@@ -44,7 +44,7 @@ class Installer:
         self.keys = self.size = 0
 
     async def install(self, pairs_in: Callable[[bytes, bytes], Iterable[Pair]]) -> None:
-        """Fill every shard with what `pairs_in` (start, end) has. Raises BackupError, AccessDenied."""
+        """Fill every shard with what `pairs_in` (start, end) has, by the engine's keys. Raises BackupError, AccessDenied."""
         by_group: dict[int, list[Fenced]] = {}
         for fenced in self._run.shards:
             by_group.setdefault(fenced.target.gid, []).append(fenced)
@@ -72,5 +72,8 @@ class Installer:
         digest = hashlib.sha256(page).digest()
         chunk = pb.RestoreChunk(shard=fenced.shard, run=self._run.id, number=number, page=page, digest=digest)
         self._run.check(fenced, await fenced.target.chunk(chunk.SerializeToString()))
-        self.keys, self.size = self.keys + len(pairs), self.size + size
+        self.keys, self.size = (
+            self.keys + len(pairs),
+            self.size + size - len(pairs),
+        )  # without the engine's prefix
         self._installed(size)

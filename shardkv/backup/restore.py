@@ -33,6 +33,7 @@ from shardkv.backup.whole import Wholeness
 from shardkv.machine import ShardMachine
 from shardkv.rocks import RocksEngine
 from shardkv.row import Row, State, overlap
+from shardkv.tables import RocksOptions
 
 LOAD_PAIRS = 5000
 HOLDS = {State.SERVING: 2, State.LENDING: 1, State.FROZEN: 0}  # the whole of a shard; the more the better
@@ -52,7 +53,7 @@ class Revived:
 
     def __init__(self, name: ArchivedGroup, directory: Path) -> None:
         self.name, self.gid = name, name.gid
-        self._engine = RocksEngine(directory)
+        self._engine = RocksEngine(directory, RocksOptions(scratch=True))
         self.machine = ShardMachine(self.gid, self._engine)
         self.why_not = ""  # why it may not be as it was at the moment
 
@@ -97,8 +98,8 @@ class Revived:
         return [row for row in self.machine.ownership.rows.values() if row.state in HOLDS]
 
     def pairs(self, piece: Piece) -> Iterator[tuple[bytes, bytes]]:
-        for key, value in self._engine.scan(*layout.data_range(piece.start, piece.end)):
-            yield key[1:], value
+        """By the engine's keys."""
+        return self._engine.scan(*layout.data_range(piece.start, piece.end))
 
     def close(self) -> None:
         self._engine.close()
@@ -225,7 +226,7 @@ class Restore:
         return installer.keys, installer.size
 
     def _pairs(self, pieces: list[Piece], start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """All pairs in [start, end), in key order."""
+        """All pairs in [start, end), by the engine's keys, in order."""
         for piece in pieces:
             if overlap(piece.start, piece.end, start, end):
                 both_end = min(filter(None, (piece.end, end)), default=b"")
