@@ -13,7 +13,7 @@ from shardkv import shardkv_pb2 as pb
 
 FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
 ABANDON, THAW, GIVE_UP, TAKE_BACK = 9, 10, 11, 12
-RESTORE, RESTORE_CHUNK = 13, 14
+RESTORE, RESTORE_CHUNK, INHERIT = 13, 14, 15
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -60,6 +60,12 @@ def take_back(shard: int, epoch: int) -> bytes:
 
 def release(shard: int, epoch: int) -> bytes:
     return bytes([RELEASE]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def inherit(shard: int, start: bytes) -> bytes:
+    message = pb.Inherit(shard=shard)
+    setattr(message, "from", start)
+    return bytes([INHERIT]) + message.SerializeToString()
 
 
 def restore(encoded: bytes) -> bytes:

@@ -8,19 +8,10 @@ from shardctrler.shard_map import ShardId
 
 
 @dataclass(frozen=True, slots=True)
-class CopyRecords:
-    """Effect of a split: both halves keep the exactly-once records."""
+class Inherit:
+    """Effect of a split and of a merge: the shard begins to take over the exactly-once records of another."""
 
-    source: ShardId
-    target: ShardId
-
-
-@dataclass(frozen=True, slots=True)
-class MergeRecords:
-    """Effect of a merge: the records of `source` join those of `target`, and end."""
-
-    source: ShardId
-    target: ShardId
+    shard: ShardId
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,4 +30,4 @@ class DropJournal:
     shard: ShardId
 
 
-Effect = CopyRecords | MergeRecords | Drop | DropJournal
+Effect = Inherit | Drop | DropJournal

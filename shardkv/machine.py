@@ -23,7 +23,7 @@ from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.codec import change_from_pb
 from shardkv import commands, frames, journal, layout
 from shardkv import shardkv_pb2 as pb
-from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
+from shardkv.effects import Drop, DropJournal, Effect, Inherit
 from shardkv.engine import Batch, Engine
 from shardkv.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
 from shardkv.frames import APPEND as APPEND_OP
@@ -192,7 +192,7 @@ class ShardMachine:
         self.writes[section.shard] += len(section.keys)
         # Whoever comes so late may have been forgotten, also where the session has a newer record since.
         late = section.session != frames.NO_SESSION and not self.clock.may_begin(issued_ms)
-        record = self._record_of(section, late, used_ms)
+        record = self._record_of(section, row, late, used_ms)
         if record is None:
             return frames.pack_results(bytes([Status.SESSION_EXPIRED]) * len(section.keys), None)
         if row.state is State.LENDING:
@@ -210,11 +210,11 @@ class ShardMachine:
             statuses.append(self._apply_once(record, late, row, kind, seq, key, value, max_value))
         return frames.pack_results(bytes(statuses), None)
 
-    def _record_of(self, section: Section, late: bool, used_ms: int) -> SessionRecord | None:
+    def _record_of(self, section: Section, row: Row, late: bool, used_ms: int) -> SessionRecord | None:
         """The record that this section's writes go into, noted as used; None where they come too late."""
         if section.session == frames.NO_SESSION:
             return SessionRecord()  # tried once: nobody will ask again, so nothing is kept
-        record = self._records.find(section.shard, section.session)
+        record = self._records.find(row, section.session)
         if record is None:
             if late:
                 return None
@@ -339,6 +339,10 @@ class ShardMachine:
             step = pb.Step.FromString(body)
             effects = ownership.released(step.shard, step.epoch)
             done = bool(effects)
+        elif kind == commands.INHERIT:
+            message = pb.Inherit.FromString(body)
+            effects = ownership.goes_on_inheriting(message.shard, getattr(message, "from"))
+            done = bool(effects)
         elif kind == commands.RESTORE:
             told, effects = self._restoring.step(pb.RestoreStep.FromString(body))
             reply = told.SerializeToString(deterministic=True)
@@ -346,10 +350,13 @@ class ShardMachine:
             pass  # the commit below is what it is for
         else:
             raise AssertionError(f"a command of unknown kind {kind}")
+        may_inherit = True  # one step an entry
         for effect in effects:
-            self._carry_out(effect)
+            effects += self._carry_out(effect, may_inherit)
+            may_inherit &= not isinstance(effect, Inherit)
         self._commit(meta)
-        self._records.forget()
+        if kind != commands.INHERIT or len(effects) > 1:  # such a step alone changes no record that is cached
+            self._records.forget()
         for effect in effects:
             if isinstance(effect, Drop):
                 self.engine.reclaim(*layout.data_range(effect.start, effect.end))
@@ -418,19 +425,23 @@ class ShardMachine:
             return [], True
         return self.ownership.installed(chunk.shard, chunk.epoch), True
 
-    def _carry_out(self, effect: Effect) -> None:
-        """Change the engine as the rows have changed."""
+    def _carry_out(self, effect: Effect, may_inherit: bool) -> list[Effect]:
+        """Change the engine as the rows have changed. Returns what follows from that."""
         match effect:
-            case CopyRecords(source, target):
-                self._records.copy(source, target)
-            case MergeRecords(source, target):
-                self._records.merge(source, target)
+            case Inherit(shard):
+                if may_inherit:
+                    return self._inherit(self.ownership.rows[shard])
             case Drop(shard, start, end):
                 self._batch.delete_range(*layout.data_range(start, end))
                 self._batch.delete_range(*layout.record_range(shard))
                 journal.drop(self._batch, shard)
             case DropJournal(shard):
                 journal.drop(self._batch, shard)
+        return []
+
+    def _inherit(self, row: Row) -> list[Effect]:
+        self.ownership.changed.add(row.shard)
+        return self.ownership.inherited(row.shard) if self._records.inherit(row) else []
 
     def check(self) -> None:
         """Invariants, for tests and simulation."""

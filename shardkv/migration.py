@@ -81,6 +81,8 @@ class Migrator:
         for row in self._machine.ownership.rows.values():
             if row.state is State.PULLING:
                 self._begin(("fetch", row.shard, row.epoch), partial(self._fetch, row.shard, row.epoch))
+            elif row.inherits:
+                self._begin(("inherit", row.shard, row.epoch), partial(self._inherit, row.shard))
             elif row.state is State.FROZEN or row.comes_back:
                 self._begin(("release", row.shard, row.epoch), partial(self._release, row.shard, row.epoch))
 
@@ -215,6 +217,14 @@ class Migrator:
             if chunk.next.phase != JOURNAL:
                 # The bulk takes at most half of the time: both groups serve others meanwhile.
                 await asyncio.sleep(min(loop.time() - began, MOST_REST_SECONDS))
+
+    async def _inherit(self, shard: int) -> None:
+        """After a split or merge: take the exactly-once records over, step by step, in half of the time."""
+        loop = asyncio.get_running_loop()
+        while (row := self._machine.ownership.rows.get(shard)) is not None and row.inherits:
+            began = loop.time()
+            await self._replica.propose(commands.inherit(shard, row.inherited))
+            await asyncio.sleep(min(loop.time() - began, MOST_REST_SECONDS))
 
     async def _release(self, shard: int, epoch: int) -> None:
         """Delete our frozen copy once the next owner says that it serves, or serve again if it never will.

@@ -31,7 +31,7 @@ from dataclasses import replace
 
 from shardctrler.shard_map import Change, Gid, Group, ShardId
 from shardkv.cursor import START
-from shardkv.effects import CopyRecords, Drop, DropJournal, Effect, MergeRecords
+from shardkv.effects import Drop, DropJournal, Effect, Inherit
 from shardkv.row import Event, Pending, Row, State, overlap
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -239,6 +239,18 @@ class Ownership:
         self.changed.add(shard)
         return self._drain()
 
+    def goes_on_inheriting(self, shard: ShardId, start: bytes) -> list[Effect]:
+        """A step that begins at `start`. No effects if that is not the next one: a repetition."""
+        row = self.rows.get(shard)
+        return [Inherit(shard)] if row is not None and row.inherits and row.inherited == start else []
+
+    def inherited(self, shard: ShardId) -> list[Effect]:
+        """A shard has all records that a split or merge brought it: what waited for that is done now."""
+        row = self.rows[shard]
+        row.inherits, row.folds, row.inherited = 0, False, b""
+        self.changed.add(shard)
+        return self._drain()
+
     def in_state(self, state: State) -> Iterator[Row]:
         return (row for row in self.rows.values() if row.state is state)
 
@@ -294,8 +306,8 @@ class Ownership:
         return effects
 
     def _can_fire(self, row: Row, pending: Pending) -> bool:
-        if (row.state, pending.event) not in TRANSITIONS or row.fence is not None:
-            return False  # a shard that is being restored changes afterwards
+        if (row.state, pending.event) not in TRANSITIONS or not self._is_free(row):
+            return False
         match pending.event:
             case Event.CREATED | Event.GAINED:
                 return not any(self._comes_first(other, pending) for other in self.rows.values())
@@ -307,12 +319,18 @@ class Ownership:
                     and partner.queue[0].event is mirror
                     and partner.queue[0].other == row.shard
                     and (partner.state, mirror) in TRANSITIONS
-                    and partner.fence is None
+                    and self._is_free(partner)
                 )
             case Event.BORN | Event.MERGED:
                 return False  # fires with its partner
             case _:
                 return True
+
+    def _is_free(self, row: Row) -> bool:
+        """Whether the row may change: it is not being restored, and no records are on their way to it or from it."""
+        return (
+            row.fence is None and not row.inherits and all(r.inherits != row.shard for r in self.rows.values())
+        )
 
     @staticmethod
     def _comes_first(other: Row, pending: Pending) -> bool:
@@ -348,13 +366,15 @@ class Ownership:
                 child.start, child.end, row.end = pending.key, row.end, pending.key
                 child.epoch = row.epoch
                 child.served_epoch = max(child.served_epoch, row.served_epoch)
-                return [CopyRecords(row.shard, child.shard)]
+                child.inherits, child.folds = row.shard, False
+                return [Inherit(child.shard)]
             case Event.MERGE:
                 right = self._partner(pending, Event.MERGED)
                 assert row.end == right.start, "only neighbours merge"
                 row.end, row.epoch = right.end, max(row.epoch, right.epoch)  # older copies of both are outdated
                 right.start = right.end = b""
-                return [MergeRecords(right.shard, row.shard)]
+                row.inherits, row.folds = right.shard, True
+                return [Inherit(row.shard)]
             case _:
                 raise AssertionError(f"{pending.event} does not queue")
         return []
@@ -372,7 +392,7 @@ class Ownership:
         for position, row in enumerate(held):
             assert row.epoch > 0
             assert (row.peer is not None) == (row.state not in (State.SERVING,)), row
-            assert row.fence is None or row.state is State.SERVING, row
+            assert (row.fence is None and not row.inherits) or row.state is State.SERVING, row
             for other in held[position + 1 :]:
                 assert not overlap(row.start, row.end, other.start, other.end), f"{row} overlaps {other}"
         for row in self.rows.values():

@@ -6,6 +6,10 @@ Changed records are written once a batch, however many operations changed them.
 
 Expired records go a few at a time (`sweep`), from a cursor that is replicated state: a million
 records cost no entry more than a fraction of a millisecond.
+
+So do the records that a split gives to both halves, and those that a merge joins (`inherit`): the shard takes them over step by
+step, each an entry of the log. Until then it looks at the other shard's record as well, and neither
+of the two moves, splits or merges.
 """
 
 from __future__ import annotations
@@ -14,9 +18,11 @@ from raft.sessions import SessionClock, SessionRecord, used_ms_of
 from shardkv import layout
 from shardkv.engine import Batch
 from shardkv.layout import record_key, record_range
+from shardkv.row import Row
 
 CACHED_RECORDS = 50_000
 SWEEP_RECORDS = 200  # looked at by one step
+INHERIT_RECORDS = 200  # taken over by one step
 
 
 class Records:
@@ -26,13 +32,16 @@ class Records:
         self._cache: dict[tuple[int, bytes], SessionRecord] = {}
         self._changed: set[tuple[int, bytes]] = set()
 
-    def find(self, shard: int, session: bytes) -> SessionRecord | None:
-        record = self._cache.get((shard, session))
+    def find(self, row: Row, session: bytes) -> SessionRecord | None:
+        """The caller changes it, and says so (`touch`)."""
+        record = self._cache.get((row.shard, session))
         if record is None:
-            stored = self._batch.get(record_key(shard, session))
+            stored = self._batch.get(record_key(row.shard, session))
+            if row.inherits:
+                stored = self._with_inherited(row, session, stored)
             if stored is None:
                 return None
-            record = self._cache[shard, session] = SessionRecord.decode(stored)
+            record = self._cache[row.shard, session] = SessionRecord.decode(stored)
         return record
 
     def create(self, shard: int, session: bytes) -> SessionRecord:
@@ -73,21 +82,40 @@ class Records:
         # Behind the last one, or from the beginning again.
         batch.put(layout.SWEPT, looked[-1][0] + b"\0" if len(looked) == SWEEP_RECORDS else low)
 
-    # ---- whole shards; each on a batch of its own, after everything else was committed
+    # ---- after a split or merge
 
-    def copy(self, source: int, target: int) -> None:
-        """A split: both halves answer retries of what the whole has done."""
-        for key, value in self._batch.scan(*record_range(source)):
-            self._batch.put(record_key(target, key[9:]), value)
+    def _with_inherited(self, row: Row, session: bytes, own: bytes | None) -> bytes | None:
+        """The encoded record, with what is still to be taken over. The same however far that has come."""
+        if own is not None and not row.folds:
+            return own  # it was taken over, or has nothing to do with the other shard
+        theirs = self._batch.get(record_key(row.inherits, session))
+        return own if theirs is None else _both(own, theirs)
 
-    def merge(self, source: int, target: int) -> None:
-        """A merge: the whole answers retries of what either half has done."""
-        batch = self._batch
-        for key, value in batch.scan(*record_range(source)):
-            record = SessionRecord.decode(value)
-            target_key = record_key(target, key[9:])
-            present = batch.get(target_key)
-            if present is not None:
-                record.merge(SessionRecord.decode(present))
-            batch.put(target_key, record.encode())
-        batch.delete_range(*record_range(source))
+    def inherit(self, row: Row) -> bool:
+        """One step: take over the next records of the shard that this one was split from, or has merged with.
+
+        Changes `row`, which the caller stores. True when it was the last step. To be called on a batch
+        of its own, after everything else was committed.
+        """
+        batch, (low, high) = self._batch, record_range(row.inherits)
+        found = batch.first(low + row.inherited, high, INHERIT_RECORDS)
+        keys = [record_key(row.shard, layout.record_of(key)[1]) for key, _ in found]
+        for (key, theirs), own_key, own in zip(found, keys, batch.get_many(keys), strict=True):
+            if row.folds:
+                batch.put(own_key, _both(own, theirs))
+                batch.delete(key)
+            elif own is None:
+                batch.put(own_key, theirs)
+        if len(found) < INHERIT_RECORDS:
+            return True
+        row.inherited = layout.record_of(found[-1][0])[1] + b"\0"
+        return False
+
+
+def _both(own: bytes | None, theirs: bytes) -> bytes:
+    """Two shards that each served a session are one. Taking theirs in twice makes no difference."""
+    if own is None:
+        return theirs
+    record = SessionRecord.decode(own)
+    record.merge(SessionRecord.decode(theirs))
+    return record.encode()

@@ -89,6 +89,11 @@ class Row:
     given_up: tuple[int, ...] = ()  # hand-overs to us that we let go of; the givers may not know it yet
     fence: Fence | None = None  # SERVING: a restore is under way
     restored: int = 0  # the generation of the last restore that ended here
+    inherits: ShardId = (
+        0  # SERVING: a shard whose exactly-once records are still to be taken over (`records.py`); 0: none
+    )
+    folds: bool = False  # … and that has ended, in a merge: its records go as they are taken over
+    inherited: bytes = b""  # where the next step of that begins: a session
 
     @property
     def serves(self) -> bool:

@@ -65,6 +65,9 @@ def encode_row(row: Row) -> bytes:
         given_up=row.given_up,
         fence=fence_to_pb(row.fence),
         restored=row.restored,
+        inherits=row.inherits,
+        folds=row.folds,
+        inherited=row.inherited,
     )
     for pending in row.queue:
         message.queue.add(
@@ -108,4 +111,7 @@ def decode_row(data: bytes) -> Row:
         tuple(message.given_up),
         fence_from_pb(message.fence) if message.HasField("fence") else None,
         message.restored,
+        message.inherits,
+        message.folds,
+        message.inherited,
     )

@@ -238,7 +238,7 @@ class GroupServer:
         said: dict[str, object] = {
             "state": row.state.name if row.fence is None else "RESTORING",
             "epoch": row.epoch,
-            "waiting": len(row.queue),
+            "waiting": len(row.queue) + bool(row.inherits),
             "writes": machine.writes[row.shard],
             "reads": machine.reads[row.shard],
         }

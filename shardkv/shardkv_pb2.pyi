@@ -55,7 +55,7 @@ class Cursor(_message.Message):
     def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ShardRow(_message.Message):
-    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up", "fence", "restored")
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up", "fence", "restored", "inherits", "folds", "inherited")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -70,6 +70,9 @@ class ShardRow(_message.Message):
     GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
     FENCE_FIELD_NUMBER: _ClassVar[int]
     RESTORED_FIELD_NUMBER: _ClassVar[int]
+    INHERITS_FIELD_NUMBER: _ClassVar[int]
+    FOLDS_FIELD_NUMBER: _ClassVar[int]
+    INHERITED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     state: int
     epoch: int
@@ -84,7 +87,10 @@ class ShardRow(_message.Message):
     given_up: _containers.RepeatedScalarFieldContainer[int]
     fence: RestoreFence
     restored: int
-    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., restored: _Optional[int] = ...) -> None: ...
+    inherits: int
+    folds: bool
+    inherited: bytes
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., restored: _Optional[int] = ..., inherits: _Optional[int] = ..., folds: bool = ..., inherited: _Optional[bytes] = ...) -> None: ...
 
 class RestoreFence(_message.Message):
     __slots__ = ("run", "name", "generation", "beat", "next", "later", "sealed")
@@ -252,6 +258,13 @@ class Step(_message.Message):
     epoch: int
     attempt: int
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class Inherit(_message.Message):
+    __slots__ = ("shard",)
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    def __init__(self, shard: _Optional[int] = ..., **kwargs) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("shard", "epoch", "gid", "joined", "attempt", "can_finish")

@@ -328,10 +328,12 @@ def a_retry_is_a_new_write(patch: pytest.MonkeyPatch) -> None:
 
 
 def records_do_not_merge(patch: pytest.MonkeyPatch) -> None:
-    def merge(self: Records, batch, source, target):  # type: ignore[no-untyped-def]
-        batch.delete_range(*layout.record_range(source))
+    def inherit(self: Records, row: Row) -> bool:
+        if row.folds:
+            self._batch.delete_range(*layout.record_range(row.inherits))
+        return True
 
-    patch.setattr(Records, "merge", merge)
+    patch.setattr(Records, "inherit", inherit)
 
 
 def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
@@ -344,11 +346,12 @@ def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
 def writes_are_not_remembered(patch: pytest.MonkeyPatch) -> None:
     original = ShardMachine._apply_section
 
-    def apply(self, section, issued_ms, max_value):  # type: ignore[no-untyped-def]
-        record = self._records.find(section.shard, section.session)
+    def apply(self, section, *rest):  # type: ignore[no-untyped-def]
+        row = self.ownership.rows.get(section.shard)
+        record = self._records.find(row, section.session) if row is not None else None
         if record is not None:
             record.replies.clear()
-        return original(self, section, issued_ms, max_value)
+        return original(self, section, *rest)
 
     patch.setattr(ShardMachine, "_apply_section", apply)
 

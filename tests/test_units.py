@@ -400,6 +400,10 @@ def test_a_split_and_a_merge_wait_for_both_rows() -> None:
         Event.LOST,
     ]
     ownership.installed(1, 1)
+    assert row.end == b"m" and row.state is State.SERVING, "the merge waits until the new shard has its records"
+    ownership.inherited(2)
+    assert row.end == b"" and row.state is State.SERVING, "and the move until the merged one has all records"
+    ownership.inherited(1)
     assert row.state is State.LENDING and row.end == b"" and ownership.rows[2].state is State.ABSENT
     assert ownership.serves_epoch(1, 1) and not ownership.serves_epoch(1, 4)
     for one in ownership.rows.values():

@@ -513,7 +513,7 @@ class World:
             for process in self.processes.values()
             if isinstance(process.server, GroupServer) and process.rsm.is_leader
             for row in process.server.machine.ownership.rows.values()
-            if row.state.name in ("PULLING", "LENDING", "FROZEN") or row.queue
+            if row.state.name in ("PULLING", "LENDING", "FROZEN") or row.queue or row.inherits
         ]
 
     async def leader(self, gid: int, timeout: float = 30.0) -> Process:
