@@ -53,7 +53,7 @@ def attempt(
     cluster: LiveCluster | None, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """A command against a cluster, if it needs one, however it ends; from where no cluster.json is found."""
-    where = {} if cluster is None else {"SHARDKV_CONTROLLERS": ",".join(cluster.controllers)}
+    where = {} if cluster is None else cluster.environment
     return subprocess.run(
         [*SHARDKV, *arguments],
         env=os.environ | where | environment,

@@ -19,7 +19,7 @@ from client.errors import (
     Unavailable,
     ValueTooLarge,
 )
-from raft.gate import Login
+from raft.gate import Login, Operator
 from raft.tls import BadCertificate, Tls
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "ForkedClerk",
     "KeyTooLarge",
     "Login",
+    "Operator",
     "OutOfSpace",
     "OutcomeUnknown",
     "PermissionDenied",

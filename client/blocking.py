@@ -28,7 +28,7 @@ from client.core import READ_LANES, WRITE_LANE, ClerkCore
 from client.errors import ClerkClosed, ShardKVError
 from client.operations import Operation
 from client.values import Key, check_key, check_value, to_bytes
-from raft.gate import Login
+from raft.gate import Login, Operator
 from raft.rpc import TcpDialer
 from raft.tls import Tls
 from shardkv import frames
@@ -107,7 +107,7 @@ class ShardClerk:
         *,
         limits: Limits = LIMITS,
         tls: Tls | None = None,
-        login: Login | None = None,
+        login: Login | Operator | None = None,
     ) -> None:
         if not controllers or isinstance(controllers, str):
             raise ValueError("controllers is a list of host:port")
@@ -121,7 +121,9 @@ class ShardClerk:
             self._open(controllers, tls, login), self._loop
         ).result()
 
-    async def _open(self, controllers: Sequence[str], tls: Tls | None, login: Login | None) -> ClerkCore:
+    async def _open(
+        self, controllers: Sequence[str], tls: Tls | None, login: Login | Operator | None
+    ) -> ClerkCore:
         return ClerkCore(
             controllers, TcpDialer(tls=tls, login=login), Random(random.SystemRandom().getrandbits(128))
         )

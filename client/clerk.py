@@ -23,7 +23,7 @@ from client.errors import ShardKVError
 from client.operations import Operation
 from client.values import Key, check_key, check_value, to_bytes
 from raft.doors import Dialer
-from raft.gate import Login
+from raft.gate import Login, Operator
 from raft.rpc import TcpDialer
 from raft.tls import Tls
 from shardkv import frames
@@ -50,7 +50,7 @@ class AsyncShardClerk:
         *,
         limits: Limits = LIMITS,
         tls: Tls | None = None,
-        login: Login | None = None,
+        login: Login | Operator | None = None,
         dialer: Dialer | None = None,
         rng: Random | None = None,
     ) -> None:

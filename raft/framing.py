@@ -1,7 +1,8 @@
 """The bytes of a stream between processes: a hello, then records in both directions. Cut here, used by `stream.py`.
 
-    hello    magic "SKV", version u8, length u16, cluster id (empty: not known yet)
-    welcome  magic "SKV", 0 or 1, length u16, text: why not, when it is 1
+    hello    magic "SKV", version u8, length u16; who dials whom (`hello.py`)
+    welcome  magic "SKV", 0, length u16; who was dialled, and its proof
+             magic "SKV", 1 or 2, length u16, text: why not; 2: because of who dials
     record   kind u8, number u64, length of method u16, length of payload u32; method; payload
 
 After the hello a stream is a sequence of records in both directions. A `post` wants
@@ -19,7 +20,8 @@ import struct
 from collections.abc import Iterator
 
 MAGIC = b"SKV"
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3  # 3: both ends prove who they are
+WELCOME, REFUSED, DENIED = 0, 1, 2
 HELLO = struct.Struct("<3sBH")
 RECORD = struct.Struct("<BQHI")
 POST, CALL, ANSWER, ASK, HERE = 1, 2, 3, 4, 5
@@ -33,9 +35,8 @@ class MalformedStream(Exception):
     """Bytes that are no hello, or no sequence of records."""
 
 
-def pack_hello(version: int, cluster: str) -> bytes:
-    name = cluster.encode()
-    return HELLO.pack(MAGIC, version, len(name)) + name
+def pack_hello(version_or_status: int, body: bytes) -> bytes:
+    return HELLO.pack(MAGIC, version_or_status, len(body)) + body
 
 
 class Parser:
@@ -61,8 +62,8 @@ class Parser:
         """Bytes that are kept."""
         return len(self._buffer)
 
-    def hello(self) -> tuple[int, str] | None:
-        """(version or status, text) once it is whole. Raises MalformedStream."""
+    def hello(self) -> tuple[int, bytes] | None:
+        """(version or status, body) once it is whole. Raises MalformedStream."""
         buffer = self._buffer
         if buffer[:3] != MAGIC[: len(buffer[:3])]:
             raise MalformedStream(f"{bytes(buffer[:16])!r} where a hello belongs")
@@ -73,9 +74,9 @@ class Parser:
             raise MalformedStream(f"a hello of {length} bytes")
         if len(buffer) < HELLO.size + length:
             return None
-        text = bytes(buffer[HELLO.size : HELLO.size + length]).decode(errors="replace")
+        body = bytes(buffer[HELLO.size : HELLO.size + length])
         del buffer[: HELLO.size + length]
-        return version, text
+        return version, body
 
     def records(self) -> Iterator[tuple[int, int, str, bytes | None]]:
         """(kind, number, method, payload) of each whole record; without a payload that is skipped. Raises MalformedStream."""

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakSet
 
 from raft.audit import Audit
 from raft.descriptors import PIPE, Descriptors
@@ -23,6 +24,7 @@ from raft.doors import Handler
 from raft.doorway import Doorway
 from raft.framing import MAGIC
 from raft.gate import Gate, Standing
+from raft.greeting import Greeter
 from raft.inbound import Inbound
 from raft.serving import Post, ServerStream
 
@@ -197,7 +199,7 @@ class FrontDoor:
 
     def __init__(
         self,
-        cluster: str,
+        greeter: Greeter,
         handler: Handler,
         on_post: Post,
         grpc_socket: str,
@@ -207,9 +209,14 @@ class FrontDoor:
         pipes: Pipes | None = None,
     ) -> None:
         self._grpc_socket = grpc_socket
-        self.new_stream: Callable[[Inbound], ServerStream] = lambda inbound: ServerStream(
-            cluster, handler, on_post, gate, inbound, audit
-        )
+        self._streams: WeakSet[ServerStream] = WeakSet()
+
+        def new_stream(inbound: Inbound) -> ServerStream:
+            stream = ServerStream(greeter, handler, on_post, gate, inbound, audit)
+            self._streams.add(stream)
+            return stream
+
+        self.new_stream: Callable[[Inbound], ServerStream] = new_stream
         self.pipes = pipes or Pipes()
         self.piping: set[asyncio.Task[None]] = set()
         descriptors = descriptors or Descriptors.divide(20_000)
@@ -218,6 +225,11 @@ class FrontDoor:
     async def open(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> None:
         """`context` gives the TLS context of the next connection. Raises OSError when the address cannot be listened on."""
         await self.doorway.open(host, port, context)
+
+    def recheck(self) -> None:
+        """Users or secrets have changed: end the streams of those who would not be let in any more."""
+        for stream in list(self._streams):
+            stream.recheck()
 
     async def pipe(self, outer: _Outer, inbound: Inbound, first: bytes) -> None:
         loop = asyncio.get_running_loop()

@@ -1,72 +1,80 @@
 """Who is at the other end of a stream, and whether a call of theirs is let through.
 
-A stream may carry a login, sent before the first call, and under TLS it has the
-certificate that the peer showed. What these allow is decided by a `Gate`, for each call
-anew, since it may have changed. The default one lets everybody do everything.
+The handshake (`greeting.py`) has proven who it is before the first call; under TLS there is the
+certificate that the peer showed, too. What a caller may do is decided by a `Gate`, for each call anew,
+since it may have changed. The default one lets everybody do everything.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import Any, Protocol
+from enum import Enum, IntEnum, auto
+from typing import Protocol
 
-LOGIN = "login"  # the method of the call that carries one
-MAX_LOGIN_BYTES = 1024
+from raft.node_name import Member
+from raft.proof import Verifier
+from raft.secrets import Secrets
+
+LOGIN = "login"  # the method of the record that carries the dialling end's proof
+
+
+class Kind(IntEnum):
+    """As whom an end that dials introduces itself."""
+
+    NOBODY = 0
+    USER = 1  # by a token
+    NODE = 2  # a process of the cluster: by a secret or, under TLS, by its certificate
+    OPERATOR = 3  # whoever can read the file with the cluster's secret
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A name and its token. The token is in no repr, and so in no log."""
+    """A user's name and token. The token is in no repr, and so in no log."""
 
     name: str
     token: str = field(repr=False)
 
-    def encode(self) -> bytes:
-        return self.name.encode() + b"\0" + self.token.encode()
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Whoever can read the cluster's secret: may do what an admin may."""
+
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A process of the cluster, as it introduces itself to others."""
+
+    member: Member
+    secrets: Secrets
+
+
+Who = Login | Operator | Node | None
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a stream shows of the one at its other end; nothing of it is believed yet but the certificate."""
+    """Who is at the other end of a stream: only what has been proven. All empty: a stranger."""
 
     address: str = "?"
-    certificate_name: str = ""  # the common name in it
-    organization: str = ""
-    login_name: str = ""
-    token_hash: bytes = field(default=b"", repr=False)
+    user: str = ""
+    verifier: Verifier | None = field(default=None, repr=False)  # of the user's token; None: by certificate
+    member: Member | None = None
+    operator: bool = False
+    key: bytes = (
+        b""  # names the secret by which a process or an operator has proven itself; empty: by certificate
+    )
 
     @property
     def name(self) -> str:
-        """Who the caller says he is."""
-        return self.login_name or self.certificate_name
-
-    def logged_in(self, payload: bytes) -> Caller:
-        """With the login that came. A malformed one is as good as none."""
-        name, separator, token = payload[:MAX_LOGIN_BYTES].partition(b"\0")
-        if not separator or not token:
-            return self
-        return Caller(
-            self.address,
-            self.certificate_name,
-            self.organization,
-            name.decode(errors="replace"),
-            hash_token(token.decode(errors="replace")),
-        )
-
-    @classmethod
-    def of(cls, address: str, certificate: Mapping[str, Any] | None) -> Caller:
-        """From `ssl.SSLSocket.getpeercert`."""
-        names: Sequence[Any] = (certificate or {}).get("subject", ())
-        subject = {kind: value for group in names for kind, value in group}
-        return cls(address, subject.get("commonName", ""), subject.get("organizationName", ""))
+        """For the audit log."""
+        if self.member is not None:
+            return f"replica {self.member.replica} of group {self.member.group}"
+        return "operator" if self.operator else self.user
 
 
-def hash_token(token: str) -> bytes:
-    """What is kept of a token. One hash is enough: tokens are random, not thought up by people."""
-    return hashlib.sha256(token.encode()).digest()
+STRANGER = Caller()
 
 
 class Standing(Enum):
@@ -87,6 +95,9 @@ class Gate(Protocol):
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
         """What the server gets to see of a call that was let through: where a part is forbidden, that is marked."""
 
+    def is_still(self, caller: Caller) -> bool:
+        """Whether `caller` would be accepted again if it logged in now. If not, its streams are ended."""
+
 
 class OpenGate:
     def standing(self, caller: Caller) -> tuple[Standing, str]:
@@ -97,3 +108,6 @@ class OpenGate:
 
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
         return payload
+
+    def is_still(self, caller: Caller) -> bool:
+        return True

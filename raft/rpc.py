@@ -13,9 +13,11 @@ import ssl
 from collections.abc import Callable
 
 from raft.address import split_address
+from raft.answers import Code, refuse
 from raft.doors import Unreachable
-from raft.framing import ANSWER, ASK, CALL, HERE, POST, PROTOCOL_VERSION, MalformedStream, pack_hello
-from raft.gate import LOGIN, Login
+from raft.framing import ANSWER, ASK, CALL, HERE, POST, MalformedStream
+from raft.gate import LOGIN, Who
+from raft.greeting import Channel, Dialling, Refused
 from raft.keepalive import ASK_SECONDS
 from raft.stream import MAX_QUEUED_BYTES, Stream
 from raft.tls import Tls
@@ -27,51 +29,74 @@ CONNECT_SECONDS = 2.0
 RETRY_SECONDS = 0.05  # a peer that refused is not asked again before
 
 
-class _ClientStream(Stream):
-    """A connection's stream: hello first, answers after."""
+Posted = Callable[[bytes], None]
 
-    def __init__(self, connection: Connection, hello: bytes, login: bytes) -> None:
+
+class _ClientStream(Stream):
+    """A connection's stream. Until the other end has proven what we ask of it, it hears only our hello."""
+
+    def __init__(self, connection: Connection, dialling: Dialling) -> None:
         super().__init__()
-        self._connection, self._hello = connection, hello
-        if login:
-            self.put(CALL, 0, LOGIN, login)  # before any other call; its answer says nothing
+        self._connection, self._dialling = connection, dialling
+        self._paused = True  # records queue until we are welcome
         self._welcomed = False
-        self._why = "the connection broke"
+        self._channel = Channel()
+        self.why = "the connection broke"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._transport is not None
-        self._transport.write(self._hello)
-        self._flush()
+        self._channel = Channel.of(transport)
+        self._transport.write(self._dialling.begin(self._channel))
+
+    def resume_writing(self) -> None:
+        if self._welcomed:
+            super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self.silence.heard_at = self._loop.time()
         self._parser.feed(data)
         try:
-            if not self._welcomed:
-                welcome = self._parser.hello()
-                if welcome is None:
-                    return
-                if welcome[0] != 0:
-                    raise MalformedStream(f"refused: {welcome[1]}")
-                self._welcomed = True
+            if not self._welcomed and not self._welcome():
+                return
             for kind, number, _, payload in self._parser.records():
                 if kind == ANSWER:
                     self._connection.answered(number, payload or b"")
+                elif kind == POST:
+                    self._connection.on_post(payload or b"")
                 elif kind == ASK:
                     self.put(HERE, 0, "", b"")
+        except Refused as error:
+            self.why = str(error)
+            self._connection.refused(self.why, error.denied)
+            self.abort()
         except MalformedStream as error:
-            self._why = str(error)
+            self.why = str(error)
             log.warning("closed the stream to %s: %s", self._connection.address, error)
             self.abort()
 
+    def _welcome(self) -> bool:
+        """Whether the other end's welcome is whole, and it has proven who it is. Raises Refused, MalformedStream."""
+        welcome = self._parser.hello()
+        if welcome is None:
+            return False
+        proof = self._dialling.welcomed(*welcome, self._channel)
+        self._welcomed, self._paused = True, False
+        queued, self._queued = self._queued, []
+        if proof:
+            self.put(CALL, 0, LOGIN, proof)  # before any call; it has no answer
+        self._queued += queued
+        self._flush()
+        self._connection.welcomed()
+        return True
+
     def _gone(self) -> None:
-        self._why = "the peer is silent"
+        self.why = "the peer is silent"
         log.warning("closed the stream to %s: the peer is silent", self._connection.address)
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._connection.broke(self, self._why)
+        self._connection.broke(self, self.why)
 
 
 class Connection:
@@ -83,10 +108,14 @@ class Connection:
         cluster: Callable[[], str],
         on_break: Callable[[], None],
         tls: Callable[[], ssl.SSLContext] | None = None,
-        login: bytes = b"",
+        who: Who = None,
+        expected: tuple[int, int] | None = None,
+        on_post: Posted = lambda payload: None,
     ) -> None:
-        self.address, self._tls, self._login = address, tls, login
-        self._cluster, self._on_break = cluster, on_break
+        """`expected`: which group and replica must be at `address`. `on_post`: gets what it posts to us."""
+        self.address, self._tls, self._who, self._expected = address, tls, who, expected
+        self._cluster, self._on_break, self.on_post = cluster, on_break, on_post
+        self._refusals = 0
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
@@ -136,8 +165,8 @@ class Connection:
     def _open(self) -> _ClientStream | None:
         """The stream, perhaps still connecting; None while the peer is known to be away."""
         if self._stream is None and not self._closed and self._loop.time() >= self._refused_until:
-            hello = pack_hello(PROTOCOL_VERSION, self._cluster())
-            self._stream = _ClientStream(self, hello, self._login)
+            dialling = Dialling(self._who, self._cluster(), self.address, self._expected)
+            self._stream = _ClientStream(self, dialling)
             self._connecting = self._loop.create_task(self._connect(self._stream))
         return self._stream
 
@@ -153,6 +182,19 @@ class Connection:
         except Exception as error:  # whatever it is, what is queued must not wait for ever
             log.warning("cannot connect to %s: %s", self.address[:64], error)
             self.broke(stream, f"cannot connect: {error}")
+
+    def welcomed(self) -> None:
+        self._refusals = 0
+
+    def refused(self, why: str, denied: bool) -> None:
+        """The two ends do not take each other. A call that is denied because of who we are is told so."""
+        self._refusals += 1
+        if self._refusals & (self._refusals - 1) == 0:  # at 1, 2, 4, 8, …: posts dial again all the time
+            log.warning("no stream to %s (%d times): %s", self.address, self._refusals, why)
+        if denied:
+            answer = refuse(Code.DENIED, why)
+            for number in list(self._calls):
+                self.answered(number, answer)
 
     def broke(self, stream: _ClientStream, why: str) -> None:
         """The stream ended: what was on it is lost, or done and not told."""
@@ -180,11 +222,9 @@ class Connection:
 class TcpDialer:
     """Real calls behind the `Dialer` door: one `Connection` for each address."""
 
-    def __init__(
-        self, cluster: str = "", tls: Tls | TlsFiles | None = None, login: Login | None = None
-    ) -> None:
+    def __init__(self, cluster: str = "", tls: Tls | TlsFiles | None = None, login: Who = None) -> None:
         """Raises BadCertificate."""
-        self._login = login.encode() if login is not None else b""
+        self._who = login
         self._tls = contexts(tls)
         self.cluster = cluster  # may be learnt after the first call; empty is accepted by every server
         self._connections: dict[str, Connection] = {}
@@ -192,7 +232,7 @@ class TcpDialer:
     async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
         connection = self._connections.get(address)
         if connection is None:
-            connection = Connection(address, lambda: self.cluster, lambda: None, self._tls, self._login)
+            connection = Connection(address, lambda: self.cluster, lambda: None, self._tls, self._who)
             self._connections[address] = connection
         return await connection.call(method, payload, timeout)
 

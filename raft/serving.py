@@ -10,17 +10,19 @@ from functools import partial
 from raft.answers import Code, refuse
 from raft.audit import Audit, NoAudit
 from raft.doors import Handler
-from raft.framing import ANSWER, ASK, CALL, HERE, POST, PROTOCOL_VERSION, MalformedStream, pack_hello
-from raft.gate import LOGIN, Caller, Gate, OpenGate, Standing
+from raft.framing import ANSWER, ASK, CALL, HERE, POST, MalformedStream
+from raft.gate import LOGIN, STRANGER, Gate, OpenGate, Standing
+from raft.greeting import Channel, Greeter, Greeting
 from raft.inbound import Inbound
 from raft.stream import MAX_QUEUED_BYTES, Stream
 
 log = logging.getLogger(__name__)
 
 MAX_STRANGER_QUEUED_BYTES = 64 << 10  # answers that somebody unknown does not take
+LAST_ANSWER_SECONDS = 0.2
 MAX_CALLS_AT_ONCE = 512  # of one stream at a server; beyond, it is not read from
 
-Post = Callable[[str, bytes], None]
+Post = Callable[[str, bytes, "ServerStream"], None]
 
 
 class ServerStream(Stream):
@@ -28,7 +30,7 @@ class ServerStream(Stream):
 
     def __init__(
         self,
-        cluster: str,
+        greeter: Greeter,
         handler: Handler,
         on_post: Post,
         gate: Gate | None = None,
@@ -36,11 +38,13 @@ class ServerStream(Stream):
         audit: Audit | None = None,
     ) -> None:
         super().__init__()
-        self._cluster, self._handler, self._on_post = cluster, handler, on_post
+        self._greeter, self._handler, self._on_post = greeter, handler, on_post
         self._gate: Gate = gate or OpenGate()
         self._inbound = inbound or Inbound("?", "?", self._loop.time())
         self._audit = audit or NoAudit()
-        self._caller = Caller()
+        self._greeting: Greeting | None = None
+        self._channel = Channel()
+        self.caller = STRANGER
         self._parser.small = True
         self._welcomed = False
         self._calls: set[asyncio.Task[None]] = set()
@@ -49,11 +53,10 @@ class ServerStream(Stream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        inbound = self._inbound
-        if inbound.address == "?":
-            inbound.address = ":".join(map(str, (transport.get_extra_info("peername") or ("?",))[:2]))
-        inbound.transport = transport
-        self._caller = Caller.of(inbound.address, transport.get_extra_info("peercert"))
+        self._channel = Channel.of(transport)
+        if self._inbound.address == "?":
+            self._inbound.address = self._channel.peer
+        self._inbound.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.silence.heard_at = self._loop.time()
@@ -68,20 +71,19 @@ class ServerStream(Stream):
                 if kind not in (POST, CALL):
                     continue
                 self._inbound.touched = True
-                if method == LOGIN:
-                    self._log_in(payload or b"")
-                    self._reply(number, b"\0")
+                if self._greeting is not None:
+                    self._log_in(method, payload or b"")
                 elif payload is None:
                     self._refuse_unread(kind, number, method)
                 elif kind == POST:
-                    if self._gate.refusal(self._caller, method, payload) is None:
-                        self._on_post(method, payload)
+                    if self._gate.refusal(self.caller, method, payload) is None:
+                        self._on_post(method, payload, self)
                     else:
                         self._settle()
                 else:
-                    refusal = self._gate.refusal(self._caller, method, payload)
+                    refusal = self._gate.refusal(self.caller, method, payload)
                     if refusal is None:
-                        self._begin(number, method, self._gate.admitted(self._caller, method, payload))
+                        self._begin(number, method, self._gate.admitted(self.caller, method, payload))
                     else:
                         self._settle()
                         self._reply(number, refusal)
@@ -90,30 +92,16 @@ class ServerStream(Stream):
             log.warning("closed a stream from %s: %s", self._inbound.address, error)
             self.abort()
 
-    def _log_in(self, payload: bytes) -> None:
-        self._caller = self._caller.logged_in(payload)
-        standing = self._settle()
-        known = standing is not Standing.STRANGER
-        self._audit.note(
-            "login",
-            who=self._caller.name,
-            address=self._inbound.address,
-            door="stream",
-            what="login",
-            allowed=known,
-            why="" if known else "no such user, or another token",
-        )
-
     def _settle(self) -> Standing:
         """Tell the listener who the caller is, as far as the gate knows now."""
-        standing, owner = self._gate.standing(self._caller)
+        standing, owner = self._gate.standing(self.caller)
         self._parser.small = standing is Standing.STRANGER
         self._inbound.settle(standing, owner)
         return standing
 
     def _refuse_unread(self, kind: int, number: int, method: str) -> None:
         """A large record of a stranger: the payload is skipped, and the gate refuses the call without it."""
-        refusal = self._gate.refusal(self._caller, method, b"")
+        refusal = self._gate.refusal(self.caller, method, b"")
         if kind == CALL:
             self._reply(number, refusal or refuse(Code.RETRY, "the server knows its users since this moment"))
 
@@ -130,21 +118,72 @@ class ServerStream(Stream):
         hello = self._parser.hello()
         if hello is None:
             return False
-        version, cluster = hello
-        refusal = ""
-        if version != PROTOCOL_VERSION:
-            refusal = f"protocol version {version}, this server speaks {PROTOCOL_VERSION}"
-        elif cluster and cluster != self._cluster:
-            refusal = f"this server belongs to cluster {self._cluster!r}, not {cluster!r}"
-        self._transport.write(pack_hello(1 if refusal else 0, refusal))
-        if refusal:
-            log.warning("refused a stream from %s: %s", self._inbound.address, refusal)
+        greeting = self._greeter.greet(*hello, self._channel)
+        self._transport.write(greeting.reply)
+        if greeting.refusal:
+            log.warning("refused a stream from %s: %s", self._inbound.address, greeting.refusal)
             self._transport.close()
             return False
+        if greeting.awaits_proof:
+            self._greeting = greeting
+        else:
+            self.caller = greeting.caller
         self._welcomed = True
+        if self._greeting is None:
+            self._let_in()
+        return True
+
+    def _let_in(self) -> None:
+        """Who it is does not change any more; what the gate knows of it may."""
         self._inbound.recheck = self._settle
         self._settle()
-        return True
+
+    def _log_in(self, method: str, payload: bytes) -> None:
+        """The first record of who has something to prove is the proof. Raises MalformedStream."""
+        greeting, self._greeting = self._greeting, None
+        assert greeting is not None
+        try:
+            if method != LOGIN:
+                raise MalformedStream("a record before the proof")
+            self.caller = greeting.proven(payload)
+        except MalformedStream as error:
+            self._note_login(greeting.caller.name, str(error))
+            raise
+        self._note_login(greeting.caller.name, "")
+        self._let_in()
+
+    def _note_login(self, who: str, why_not: str) -> None:
+        self._audit.note(
+            "login",
+            who=who,
+            address=self._inbound.address,
+            door="stream",
+            what="login",
+            allowed=not why_not,
+            why=why_not,
+        )
+
+    def recheck(self) -> None:
+        """End the stream if its caller is not any more who it was: removed, or with another secret.
+
+        From now on the gate refuses its calls. It may have made the change itself: its answer goes out first.
+        """
+        if self._welcomed and not self._gate.is_still(self.caller):
+            self._loop.call_later(LAST_ANSWER_SECONDS, self._end_unless_known)
+
+    def _end_unless_known(self) -> None:
+        if self.is_open and not self._gate.is_still(self.caller):
+            log.info("closed the stream of %s: it has to log in again", self._inbound.address)
+            self.abort()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    def post(self, method: str, payload: bytes) -> None:
+        """Send to the end that dialled, without an answer; dropped where the other end is gone or too slow."""
+        if self.is_open and self.queued_bytes < MAX_QUEUED_BYTES:
+            self.put(POST, 0, method, payload)
 
     def _begin(self, number: int, method: str, payload: bytes) -> None:
         task = self._loop.create_task(self._answer(number, method, payload))

@@ -1,15 +1,21 @@
 """Mutual TLS: who one is, and whom one believes. Both ends of every connection show a certificate.
 
-A process has one certificate for both of its roles. Whoever has one that the CA signed is
-let in; names are checked by those who call, so a server's must carry the host that it is
-called by (`shardkv certs` makes such).
+A process has one certificate for both of its roles, in which a URI says which process it is for
+(`node_name.py`) and the host by which others call it; a user's certificate has neither. The extended key
+usage is checked, too: with `clientAuth` alone a certificate cannot be a server's. `shardkv certs` makes both.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from raft.greeting import certificate_hash
+
+_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
 class BadCertificate(Exception):
@@ -46,14 +52,23 @@ class Tls:
         """Raises BadCertificate."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
-    def organization(self) -> str:
-        """Of our own certificate's subject. Raises BadCertificate."""
+    def shown(self) -> Mapping[str, Any]:
+        """What our own certificate says, as a peer would see it. Raises BadCertificate."""
         try:
             # The standard library reads certificates of peers only, but for this.
-            subject = ssl._ssl._test_decode_cert(str(self.cert))["subject"]  # type: ignore[attr-defined]
-        except (OSError, ssl.SSLError, KeyError) as error:
+            found: Mapping[str, Any] = ssl._ssl._test_decode_cert(str(self.cert))  # type: ignore[attr-defined]
+        except (OSError, ssl.SSLError) as error:
             raise BadCertificate(f"certificate {self.cert}: {error}") from None
-        return next((value for group in subject for kind, value in group if kind == "organizationName"), "")
+        return found
+
+    def certificate_hash(self) -> bytes:
+        """Of our own certificate, the first in its file. Raises BadCertificate."""
+        try:
+            text = self.cert.read_text()
+            end = text.index(_END) + len(_END)
+            return certificate_hash(ssl.PEM_cert_to_DER_cert(text[text.index(_BEGIN) : end]))
+        except (OSError, ValueError) as error:
+            raise BadCertificate(f"certificate {self.cert}: {error}") from None
 
     def expires_at(self) -> float:
         """The end of our own certificate, in seconds of the wall clock. Raises BadCertificate."""

@@ -1,4 +1,9 @@
-"""Raft's mail over the streams of `rpc.py`: what one turn has for a peer is one piece of mail."""
+"""Raft's mail over the streams of `rpc.py`: what one turn has for a peer is one piece of mail.
+
+We dial only the members that our log names (for a new replica: those that it was started with). Whoever
+else sends us mail, a leader that joined the group after our last news of it or the group that a new
+replica joins, is answered on the stream that the mail came on: no address in a piece of mail is ever dialled.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from raft.address import split_address
 from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.gate import Login
+from raft.gate import Caller, Node
 from raft.messages import Envelope
 from raft.rpc import Connection
+from raft.serving import ServerStream
 from raft.tls import Tls
 from raft.tls_files import TlsFiles, contexts
 from raft.types import NOBODY, NodeId
@@ -18,7 +23,7 @@ from raft.types import NOBODY, NodeId
 log = logging.getLogger(__name__)
 
 MAIL = "raft"
-MAX_PEERS = 64
+MAX_PEERS = 64  # that we answer without dialling them
 
 
 class TcpTransport:
@@ -31,18 +36,22 @@ class TcpTransport:
         address: str,
         peers: Mapping[NodeId, str],
         tls: Tls | TlsFiles | None = None,
-        login: Login | None = None,
+        who: Node | None = None,
         incarnation: int = 0,
     ) -> None:
         """Raises BadCertificate."""
         self._tls = contexts(tls)
-        self._login = login.encode() if login is not None else b""
+        self._who = who
         self._cluster, self._group, self._address = cluster, group, address
         self._incarnation = incarnation  # of our disk
         self._incarnations: Mapping[NodeId, int] = {}  # of the others', as the log knows them
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
+        self.on_answers: Callable[[Sequence[Envelope]], None] = lambda envelopes: (
+            None
+        )  # of those whom we dialled
         self.on_refused: Callable[[NodeId, str], None] = lambda sender, why: log.warning("refused: %s", why)
         self._connections: dict[NodeId, Connection] = {}
+        self._answering: dict[NodeId, ServerStream] = {}  # streams of those that our log does not name
         self._closing: set[asyncio.Task[None]] = set()
         self._connect(peers)
 
@@ -59,7 +68,9 @@ class TcpTransport:
                     lambda: self._cluster,
                     lambda node=node: self.on_unreachable(node),  # type: ignore[misc]
                     self._tls,
-                    self._login,
+                    self._who,
+                    (self._group, node) if self._who is not None else None,
+                    lambda payload, node=node: self._answered(node, payload),  # type: ignore[misc]
                 )
 
     def _forget(self, node: NodeId) -> None:
@@ -71,6 +82,8 @@ class TcpTransport:
         self._incarnations = dict(incarnations)
         for node in [node for node in self._connections if node not in addresses]:
             self._forget(node)
+        for node in addresses:
+            self._answering.pop(node, None)
         self._connect(addresses)
 
     def send(self, envelopes: Sequence[Envelope]) -> None:
@@ -78,29 +91,62 @@ class TcpTransport:
         for envelope in envelopes:
             by_peer.setdefault(envelope.to, []).append(envelope)
         for node, mail in by_peer.items():
-            if node in self._connections:  # else it was removed, or never heard from: as if lost
-                to_incarnation = self._incarnations.get(node, 0)
-                packed = encode_mail(
-                    self._cluster, self._group, self._address, mail, self._incarnation, to_incarnation
-                )
-                self._connections[node].post(MAIL, packed)
+            connection, stream = self._connections.get(node), self._answering.get(node)
+            if connection is None and stream is None:
+                continue  # it was removed, or never heard from: as if lost
+            to_incarnation = self._incarnations.get(node, 0)
+            packed = encode_mail(
+                self._cluster, self._group, self._address, mail, self._incarnation, to_incarnation
+            )
+            if connection is not None:
+                connection.post(MAIL, packed)
+            elif stream is not None:
+                stream.post(MAIL, packed)
 
-    def unpack(self, payload: bytes) -> list[Envelope]:
-        """Mail that came for this replica; what is not for it is refused, and `on_refused` hears why."""
+    def unpack(self, payload: bytes, stream: ServerStream | None = None) -> list[Envelope]:
+        """Mail that came for this replica; what is not for it is refused, and `on_refused` hears why.
+
+        `stream`: on which it came, if the other end dialled.
+        """
+        envelopes = self._decode(payload)
+        if not envelopes or stream is None:
+            return envelopes
+        sender = envelopes[0].sender
+        if not self._is_from(sender, envelopes, stream.caller):
+            self.on_refused(NOBODY, f"mail as if from replica {sender}, by {stream.caller.member}")
+            return []
+        if sender not in self._connections:
+            self._answer_on(sender, stream)
+        return envelopes
+
+    def _answered(self, node: NodeId, payload: bytes) -> None:
+        """Mail came on a stream that we dialled: the other end does not have us in its log yet."""
+        envelopes = self._decode(payload)
+        if any(envelope.sender != node for envelope in envelopes):
+            self.on_refused(node, "mail as if from another replica")
+        elif envelopes:
+            self.on_answers(envelopes)
+
+    def _is_from(self, sender: NodeId, envelopes: Sequence[Envelope], caller: Caller) -> bool:
+        """Whether a caller that has proven which replica it is sends mail of its own."""
+        proven = caller.member
+        if proven is None:
+            return True  # nobody can prove anything in this cluster: the gate has let it through
+        if proven.group != self._group or proven.replica != sender:
+            return False
+        return all(envelope.sender == sender for envelope in envelopes)
+
+    def _answer_on(self, node: NodeId, stream: ServerStream) -> None:
+        self._answering = {peer: each for peer, each in self._answering.items() if each.is_open}
+        if len(self._answering) < MAX_PEERS or node in self._answering:
+            self._answering[node] = stream
+
+    def _decode(self, payload: bytes) -> list[Envelope]:
         try:
-            address, envelopes = decode_mail(self._cluster, self._group, payload)
-            if address:
-                split_address(address)
+            _, envelopes = decode_mail(self._cluster, self._group, payload)
         except MalformedMail as error:
             self.on_refused(error.sender, str(error))
             return []
-        except ValueError as error:
-            self.on_refused(envelopes[0].sender if envelopes else NOBODY, f"mail from {error}")
-            return []
-        for envelope in envelopes:
-            # It joined the group after our last news of it; how else could we answer?
-            if envelope.sender not in self._connections and len(self._connections) < MAX_PEERS and address:
-                self._connect({envelope.sender: address})
         return envelopes
 
     async def close(self) -> None:

@@ -5,17 +5,17 @@
     read-only    gets and scans of them
 
 A user without prefixes may touch every key. Users are known by a token, of which only a
-hash is kept, or by the common name of the certificate that they show. Nothing is asked of
-anybody until access control is switched on, which takes an admin who can then log in.
+verifier is kept (`raft/proof.py`), or by the common name of the certificate that they show. Nothing
+is asked of anybody until access control is switched on, which takes an admin who can then log in.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from raft.proof import Verifier
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.planner import Refused
 
@@ -35,10 +35,9 @@ class User:
     name: str
     role: Role
     prefixes: tuple[bytes, ...] = ()
-    token_hash: bytes = field(default=b"", repr=False)  # empty: known by certificate alone
-
-    def has_token(self, token_hash: bytes) -> bool:
-        return bool(self.token_hash) and hmac.compare_digest(self.token_hash, token_hash)
+    verifier: Verifier | None = field(
+        default=None, repr=False
+    )  # of the token; None: known by certificate alone
 
     def may_write(self) -> bool:
         return self.role is not Role.READ_ONLY
@@ -92,8 +91,13 @@ class Accounts:
         prefixes = tuple(request.prefixes) if request.set_prefixes or known is None else known.prefixes
         if prefixes and role is Role.ADMIN:
             raise Refused("BadUser", "an admin may touch every key: give prefixes to other roles")
-        token_hash = request.token_hash or (known.token_hash if known else b"")
-        return self._changed({**self.users, name: User(name, role, prefixes, token_hash)})
+        verifier = known.verifier if known else None
+        if request.verifier:
+            try:
+                verifier = Verifier.decode(request.verifier)
+            except ValueError as error:
+                raise Refused("BadUser", str(error)) from None
+        return self._changed({**self.users, name: User(name, role, prefixes, verifier)})
 
     def without_user(self, name: str) -> Accounts:
         if name not in self.users:
@@ -118,7 +122,10 @@ class Accounts:
         for name in sorted(self.users):
             user = self.users[name]
             message.users.add(
-                name=name, role=user.role.value, prefixes=user.prefixes, token_hash=user.token_hash
+                name=name,
+                role=user.role.value,
+                prefixes=user.prefixes,
+                verifier=user.verifier.encode() if user.verifier else b"",
             )
         return message.SerializeToString(deterministic=True)
 
@@ -127,19 +134,24 @@ class Accounts:
         """Raises DecodeError, ValueError."""
         message = pb.Accounts.FromString(data)
         users = {
-            user.name: User(user.name, Role(user.role), tuple(user.prefixes), user.token_hash)
+            user.name: User(
+                user.name,
+                Role(user.role),
+                tuple(user.prefixes),
+                Verifier.decode(user.verifier) if user.verifier else None,
+            )
             for user in message.users
         }
         return cls(message.version, message.enabled, users)
 
     def listed(self) -> Sequence[dict[str, object]]:
-        """For people: all but the hashes."""
+        """For people: all but the verifiers."""
         return [
             {
                 "name": user.name,
                 "role": user.role.value,
                 "prefixes": [prefix.decode(errors="backslashreplace") for prefix in user.prefixes],
-                "token": bool(user.token_hash),
+                "token": user.verifier is not None,
             }
             for _, user in sorted(self.users.items())
         ]

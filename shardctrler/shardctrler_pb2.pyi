@@ -161,16 +161,16 @@ class Claim(_message.Message):
     def __init__(self, gid: _Optional[int] = ..., incarnation: _Optional[int] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class User(_message.Message):
-    __slots__ = ("name", "role", "prefixes", "token_hash")
+    __slots__ = ("name", "role", "prefixes", "verifier")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_HASH_FIELD_NUMBER: _ClassVar[int]
+    VERIFIER_FIELD_NUMBER: _ClassVar[int]
     name: str
     role: str
     prefixes: _containers.RepeatedScalarFieldContainer[bytes]
-    token_hash: bytes
-    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., prefixes: _Optional[_Iterable[bytes]] = ..., token_hash: _Optional[bytes] = ...) -> None: ...
+    verifier: bytes
+    def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., prefixes: _Optional[_Iterable[bytes]] = ..., verifier: _Optional[bytes] = ...) -> None: ...
 
 class Accounts(_message.Message):
     __slots__ = ("version", "enabled", "users")
@@ -183,20 +183,20 @@ class Accounts(_message.Message):
     def __init__(self, version: _Optional[int] = ..., enabled: bool = ..., users: _Optional[_Iterable[_Union[User, _Mapping]]] = ...) -> None: ...
 
 class SetUser(_message.Message):
-    __slots__ = ("name", "create", "role", "set_prefixes", "prefixes", "token_hash")
+    __slots__ = ("name", "create", "role", "set_prefixes", "prefixes", "verifier")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CREATE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SET_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_HASH_FIELD_NUMBER: _ClassVar[int]
+    VERIFIER_FIELD_NUMBER: _ClassVar[int]
     name: str
     create: bool
     role: str
     set_prefixes: bool
     prefixes: _containers.RepeatedScalarFieldContainer[bytes]
-    token_hash: bytes
-    def __init__(self, name: _Optional[str] = ..., create: bool = ..., role: _Optional[str] = ..., set_prefixes: bool = ..., prefixes: _Optional[_Iterable[bytes]] = ..., token_hash: _Optional[bytes] = ...) -> None: ...
+    verifier: bytes
+    def __init__(self, name: _Optional[str] = ..., create: bool = ..., role: _Optional[str] = ..., set_prefixes: bool = ..., prefixes: _Optional[_Iterable[bytes]] = ..., verifier: _Optional[bytes] = ...) -> None: ...
 
 class RemoveUser(_message.Message):
     __slots__ = ("name",)

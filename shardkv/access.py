@@ -1,21 +1,17 @@
-"""The gate of a server: lets through what the users' roles allow, once access control is on.
+"""The gate of a server: lets through what the caller may do, by the table of calls (`calls.py`).
 
-Processes of the cluster know each other by the organization in their certificates, or by a
-secret that all of them have. Users come from the controller: a group follows its table by
-long poll, and keeps the last one on its disk, so that it judges by that when it starts while
-no controller answers. A server that never had one lets only processes of the cluster in.
+What only processes of the cluster may do is asked of everybody as soon as this process can tell who is
+one: it has the cluster's secret, or TLS with certificates. The rest depends on the users' roles, once
+access control is on. Users come from the controller; a group has a copy (`accounts_copy.py`).
 
-The gate looks at keys only for users who have prefixes; for others at the method alone.
+The gate looks at keys only for users who have prefixes, and at what a process asks only where it may
+ask for its own group alone; for others it looks at the method alone.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import logging
-import secrets
 from collections.abc import Awaitable, Callable
-from enum import Enum, auto
 from typing import Any
 
 import grpc
@@ -25,61 +21,23 @@ from google.protobuf.message import DecodeError
 from raft.answers import Code, refuse
 from raft.audit import Audit, NoAudit
 from raft.frontdoor import Pipes
-from raft.gate import Caller, Login, Standing, hash_token
-from raft.sealed import seal, unseal
+from raft.gate import Caller, Login, Standing
+from raft.greeting import NotKnownYet
+from raft.node_name import Member
+from raft.proof import Verifier
+from raft.secrets import Secrets
 from raft.transport import MAIL
 from shardctrler import shardctrler_pb2 as ctl
 from shardctrler.accounts import Accounts, Role, User
-from shardctrler.query import AccessDenied, BadQuery, ControllerClient, ControllerUnavailable
 from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.audit import CHANGES, describe, describe_admin
+from shardkv.calls import CALLS, UNARY, Right
 from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
-from shardkv.options import NODE
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 20.0
-CALL_SECONDS = 2.0
-RETRY_SECONDS = 1.0
-ACCOUNTS_MAGIC = b"SKVUSERS"  # the file's format: `raft/sealed.py`, then protobuf
-ACCOUNTS_VERSION = 1
-
-
-class Right(Enum):
-    USER = auto()  # whoever is known
-    READ = auto()
-    WRITE = auto()
-    ADMIN = auto()
-    NODE = auto()  # processes of the cluster
-
-
-RIGHTS = {
-    "kv.write": Right.WRITE,
-    "kv.read": Right.READ,
-    "kv.stale": Right.READ,
-    "kv.status": Right.USER,
-    "kv.transfer": Right.ADMIN,
-    "kv.log": Right.ADMIN,
-    "kv.view": Right.ADMIN,
-    "kv.check": Right.ADMIN,
-    "kv.restore": Right.ADMIN,
-    "kv.restore_chunk": Right.ADMIN,
-    "raft.members": Right.ADMIN,
-    "shard.pull": Right.NODE,
-    "shard.serves": Right.NODE,
-    MAIL: Right.NODE,
-    "ctl.query": Right.USER,
-    "ctl.changes": Right.USER,
-    "ctl.status": Right.USER,
-    "ctl.check": Right.ADMIN,
-    "ctl.users": Right.ADMIN,
-    "ctl.admin": Right.ADMIN,
-    "ctl.accounts": Right.NODE,
-    "ctl.claim": Right.NODE,
-}
-
-
+NOT_KNOWN_YET = "who may do what is not known here yet"
 FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
 
 
@@ -89,19 +47,45 @@ class Access:
     def __init__(
         self,
         accounts: Callable[[], Accounts | None],
-        secret: str,
+        member: Member,
+        secrets: Secrets,
+        tls: bool,
         limits: Limits,
         audit: Audit | None = None,
     ) -> None:
-        """`accounts`: the table of now, None while it is not known. `secret`: the processes' own, if any."""
-        self._accounts, self._limits = accounts, limits
+        """`accounts`: the table of now, None while it is not known. `member`: which process this is."""
+        self._accounts, self._member, self._secrets, self._tls = accounts, member, secrets, tls
+        self._limits = limits
         self._audit: Audit = audit or NoAudit()
-        # Without one nobody can log in as a process: a hash of something that nobody knows.
-        self._secret_hash = hash_token(secret or secrets.token_hex())
+
+    @property
+    def knows_processes(self) -> bool:
+        """Whether this process can tell who belongs to the cluster, and show that it does."""
+        return self._tls or bool(self._secrets)
+
+    def user_verifier(self, name: str) -> Verifier | None:
+        """See `Greeter`. Raises NotKnownYet."""
+        accounts = self._accounts()
+        if accounts is None:
+            raise NotKnownYet(NOT_KNOWN_YET)
+        user = accounts.users.get(name)
+        return user.verifier if user is not None else None
+
+    def is_still(self, caller: Caller) -> bool:
+        if caller.key and not self._secrets.accepts(caller.key):
+            return False
+        accounts = self._accounts()
+        if accounts is None or not caller.user:
+            return True
+        if caller.verifier is None:  # by certificate: until access control is on, such a name means nothing
+            return not accounts.enabled or caller.user in accounts.users
+        return self._user(accounts, caller) is not None
 
     def standing(self, caller: Caller) -> tuple[Standing, str]:
         if self._is_node(caller):
-            return Standing.NODE, NODE
+            return Standing.NODE, "node"
+        if self._is_operator(caller):
+            return Standing.KNOWN, caller.name
         accounts = self._accounts()
         if accounts is None:
             return Standing.STRANGER, ""
@@ -111,39 +95,61 @@ class Access:
         return (Standing.KNOWN, user.name) if user is not None else (Standing.STRANGER, "")
 
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
+        call = CALLS.get(method)
+        right = call.right if call is not None else Right.USER
         accounts = self._accounts()
-        if (accounts is not None and not accounts.enabled) or self._is_node(caller):
+        is_open = accounts is not None and not accounts.enabled
+        if right is Right.NODE or right is Right.OPERATOR:
+            if not self.knows_processes and is_open:
+                return None
+        elif is_open:
             return None
-        if accounts is None:
-            return refuse(Code.RETRY, "who may do what is not known here yet")
-        user = self._user(accounts, caller)
-        why = self._why_not(user, method)
-        if not why:
-            return None
-        return refuse(Code.DENIED, self._deny(caller, user, describe(method, payload), why))
+        if self._is_operator(caller):
+            why = "only processes of the cluster may do that" if right is Right.NODE else ""
+        elif self._is_node(caller):
+            why = self._why_not_node(caller, method, payload)
+        elif right is Right.NODE:
+            why = "only processes of the cluster may do that"
+        elif accounts is None:
+            return refuse(Code.RETRY, NOT_KNOWN_YET)
+        else:
+            why = self._why_not(self._user(accounts, caller), right)
+        return None if not why else refuse(Code.DENIED, self._deny(caller, describe(method, payload), why))
 
     def _is_node(self, caller: Caller) -> bool:
-        if caller.organization == NODE:
-            return True
-        return caller.login_name == NODE and hmac.compare_digest(caller.token_hash, self._secret_hash)
+        return caller.member is not None and (not caller.key or self._secrets.accepts(caller.key))
+
+    def _is_operator(self, caller: Caller) -> bool:
+        return caller.operator and self._secrets.accepts(caller.key)
+
+    def _why_not_node(self, caller: Caller, method: str, payload: bytes) -> str:
+        """A process does what its own group needs, and no more: one stolen key is not the whole cluster's."""
+        call, member = CALLS.get(method), caller.member
+        assert member is not None
+        if call is None or not (call.nodes_too or call.right is Right.NODE):
+            return "a process of the cluster has no business with that"
+        if method == MAIL and member.group != self._member.group:
+            return f"mail of {member}, to {self._member}"
+        if method == "ctl.claim" and _claimed_group(payload) != member.group:
+            return f"{member} may claim for its own group alone"
+        if method == "ctl.admin" and _readdressed_group(payload) != member.group:
+            return f"{member} may tell its own group's addresses alone"
+        return ""
 
     @staticmethod
     def _user(accounts: Accounts, caller: Caller) -> User | None:
-        """Whoever says who he is by a login is not somebody else by his certificate."""
-        if caller.login_name:
-            user = accounts.users.get(caller.login_name)
-            return user if user is not None and user.has_token(caller.token_hash) else None
-        return accounts.users.get(caller.certificate_name)
+        """The user that the caller has proven to be, if the proof would still do."""
+        user = accounts.users.get(caller.user) if caller.user else None
+        if user is None or (caller.verifier is not None and caller.verifier != user.verifier):
+            return None
+        return user
 
-    def _why_not(self, user: User | None, method: str) -> str:
-        right = RIGHTS.get(method, Right.USER)
+    def _why_not(self, user: User | None, right: Right) -> str:
         if user is None:
             return "who are you? no such user, or another token"
-        if right is Right.NODE:
-            return "only processes of the cluster may do that"
         if user.role is Role.ADMIN or right is Right.USER:
             return ""
-        if right is Right.ADMIN:
+        if right is Right.ADMIN or right is Right.OPERATOR:
             return "only an admin may do that"
         if right is Right.WRITE and not user.may_write():
             return f"{user.name} may only read"
@@ -156,7 +162,7 @@ class Access:
                 self._note_change(caller, method, payload)
             return payload
         accounts = self._accounts()
-        if accounts is None or not accounts.enabled or self._is_node(caller):
+        if accounts is None or not accounts.enabled or not caller.user:
             return payload
         user = self._user(accounts, caller)
         if user is None or user.role is Role.ADMIN or not user.prefixes:
@@ -167,7 +173,7 @@ class Access:
             return payload  # nothing of it will be done: it is refused as what it is
         marked = frames.forbid(payload, lambda kind, key, value: self._forbids(user, kind, key, value))
         if marked is not payload:
-            self._deny(caller, user, method, f"{user.name} may not touch that key")
+            self._deny(caller, method, f"{user.name} may not touch that key")
         return marked
 
     def _forbids(self, user: User, kind: int, key: bytes, value: bytes) -> bool:
@@ -183,16 +189,11 @@ class Access:
     def _note_change(self, caller: Caller, method: str, payload: bytes) -> None:
         kind = "admin" if method in CHANGES else "read-all"
         what = describe(method, payload)
-        who, address = self._name(caller), caller.address
-        self._audit.note(kind, who=who, address=address, door="main", what=what, allowed=True)
+        self._audit.note(kind, who=caller.name, address=caller.address, door="main", what=what, allowed=True)
 
-    def _name(self, caller: Caller) -> str:
-        return NODE if self._is_node(caller) else caller.name
-
-    def _deny(self, caller: Caller, user: User | None, what: str, why: str, door: str = "main") -> str:
-        who = user.name if user is not None else caller.name
+    def _deny(self, caller: Caller, what: str, why: str, door: str = "main") -> str:
         self._audit.note(
-            "denied", who=who, address=caller.address, door=door, what=what, allowed=False, why=why
+            "denied", who=caller.name, address=caller.address, door=door, what=what, allowed=False, why=why
         )
         return why
 
@@ -201,48 +202,55 @@ class Access:
         accounts = self._accounts()
         if accounts is not None and not accounts.enabled:
             return ""
-        caller = Caller(address) if login is None else Caller(address).logged_in(login.encode())
+        caller = self._sent(accounts, address, login)
         user = self._user(accounts, caller) if accounts is not None else None
-        why = self._why_not(user, "kv.status")
+        why = self._why_not(user, Right.USER)
         # A browser asks without a login first: that is no news.
-        return self._deny(caller, user, "kv.status", why, "page") if why and login is not None else why
+        return self._deny(caller, "kv.status", why, "page") if why and login is not None else why
+
+    @staticmethod
+    def _sent(accounts: Accounts | None, address: str, login: Login | None) -> Caller:
+        """Who has sent a login with its token, as browsers and gRPC do."""
+        user = accounts.users.get(login.name) if accounts is not None and login is not None else None
+        if user is None or login is None or user.verifier is None or not user.verifier.knows(login.token):
+            return Caller(address)
+        return Caller(address, user=user.name, verifier=user.verifier)
 
     # ---- gRPC
 
     def grpc_caller(self, metadata: Any, address: str) -> Caller:
         """A login is `authorization: Bearer NAME:TOKEN`."""
-        caller = Caller(address)
+        login = None
         for key, value in metadata or ():
             if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
                 name, _, token = value.removeprefix("Bearer ").partition(":")
-                caller = caller.logged_in(Login(name, token).encode())
-        return caller
+                login = Login(name, token)
+        return self._sent(self._accounts(), address, login)
 
-    def grpc_refusal(self, caller: Caller, right: Right, request: Any) -> str:
+    def grpc_refusal(self, caller: Caller, path: str, request: Any) -> str:
         """Why a unary call is not let through; empty if it is. `request` is None while it is not read yet."""
         accounts = self._accounts()
-        method = UNARY_METHODS.get(right, "ctl.query")
-        what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else method
+        right = UNARY[path]
+        assert right is not None
+        what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else path.rpartition("/")[2]
         if accounts is None:
-            return "who may do what is not known here yet"
-        user = self._user(accounts, caller)
-        why = self._why_not_unary(user, method, request) if accounts.enabled else ""
+            return NOT_KNOWN_YET
+        why = self._why_not_unary(self._user(accounts, caller), right, request) if accounts.enabled else ""
         if why:
-            return self._deny(caller, user, what, why, "grpc")
+            return self._deny(caller, what, why, "grpc")
         if right is Right.ADMIN and request is not None:
             self._audit.note(
                 "admin", who=caller.name, address=caller.address, door="grpc", what=what, allowed=True
             )
         return ""
 
-    def _why_not_unary(self, user: User | None, method: str, request: Any) -> str:
-        if user is not None and user.prefixes and request is not None and method in ("kv.write", "kv.read"):
+    def _why_not_unary(self, user: User | None, right: Right, request: Any) -> str:
+        if user is not None and user.prefixes and request is not None and right in (Right.READ, Right.WRITE):
             scans = isinstance(request, pb.ScanRequest)
             inside = user.may_scan(request.start, request.end) if scans else user.may_touch([request.key])
             if not inside:
                 return f"{user.name} may not touch that key"
-            user = User(user.name, user.role)
-        return self._why_not(user, method)
+        return self._why_not(user, right)
 
 
 def _begins_view(payload: bytes) -> bool:
@@ -254,21 +262,24 @@ def _begins_view(payload: bytes) -> bool:
     return not request.id and not request.close
 
 
-UNARY_METHODS = {Right.WRITE: "kv.write", Right.READ: "kv.read", Right.ADMIN: "ctl.admin"}
-UNARY = {
-    "/shardkv.shardkv.KV/Get": Right.READ,
-    "/shardkv.shardkv.KV/Scan": Right.READ,
-    "/shardkv.shardkv.KV/Put": Right.WRITE,
-    "/shardkv.shardkv.KV/Append": Right.WRITE,
-    "/shardkv.shardkv.KV/Delete": Right.WRITE,
-    "/shardkv.shardkv.KV/Cas": Right.WRITE,
-    "/shardkv.shardctrler.Controller/Query": Right.USER,
-    "/shardkv.shardctrler.Controller/Admin": Right.ADMIN,
-}
+def _claimed_group(payload: bytes) -> int:
+    """0 for what is no claim: a group has another number."""
+    try:
+        return int(ctl.Claim.FromString(payload).gid)
+    except DecodeError:
+        return 0
+
+
+def _readdressed_group(payload: bytes) -> int:
+    try:
+        request = ctl.AdminRequest.FromString(payload)
+    except DecodeError:
+        return 0
+    return int(request.readdress.gid) if request.WhichOneof("op") == "readdress" else 0
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The same gate for unary gRPC calls. Health and reflection tell nothing of the data, and are open."""
+    """The same gate for gRPC. A method that the table does not have is refused."""
 
     def __init__(self, access: Access, pipes: Pipes) -> None:
         self._access, self._pipes = access, pipes
@@ -277,8 +288,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
     ) -> Any:
         handler = await continuation(details)
-        right = UNARY.get(details.method)
-        if handler is None or right is None:
+        path = details.method
+        if handler is None:
+            return None  # gRPC itself says that there is no such method
+        if path not in UNARY:
+            return grpc.unary_unary_rpc_method_handler(_not_in_table)
+        if UNARY[path] is None:
             return handler
         serve = handler.unary_unary
         metadata = details.invocation_metadata
@@ -288,12 +303,12 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             peer = context.peer()
             caller = self._access.grpc_caller(metadata, self._pipes.address(peer))
             self._pipes.settle(peer, *self._access.standing(caller))
-            why = self._access.grpc_refusal(caller, right, None)
+            why = self._access.grpc_refusal(caller, path, None)
             if not why:
                 request = await anext(aiter(requests), None)
                 if request is None:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
-                why = self._access.grpc_refusal(caller, right, request)
+                why = self._access.grpc_refusal(caller, path, request)
             if why:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
             return await serve(request, context)
@@ -303,41 +318,5 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
 
-class AccountsFollower:
-    """A group replica's copy of the users: what its disk has, and then what the controller says."""
-
-    def __init__(self, known: bytes | None, keep: Callable[[bytes], Awaitable[None]], secured: bool) -> None:
-        """`known`: the file on the disk, if there is one. `secured`: this process can show that it
-
-        belongs to the cluster; one that cannot, and was never told of users, is of a cluster where
-        access control is not in use. A file that is damaged says that we were told, and not what:
-        nobody is let in until a controller has told us again.
-        """
-        self.accounts: Accounts | None = None if secured else Accounts()
-        if known is not None:
-            try:
-                self.accounts = Accounts.decode(unseal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, known))
-            except (ValueError, DecodeError) as error:
-                self.accounts = None
-                log.error("accounts: damaged: %s; asking the controllers for the users anew", error)
-        self._keep = keep
-
-    async def follow(self, controller: ControllerClient) -> None:
-        """For as long as this process runs."""
-        while True:
-            since = self.accounts.version if self.accounts is not None else 0
-            try:
-                news = await controller.accounts(
-                    since, POLL_SECONDS if self.accounts is not None else 0.0, CALL_SECONDS
-                )
-            except AccessDenied as error:
-                log.error("the controllers do not know this process as one of the cluster: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            except (ControllerUnavailable, BadQuery, DecodeError, ValueError) as error:
-                log.debug("no news of the users: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if self.accounts is None or news.version > self.accounts.version:
-                self.accounts = news  # at once, then for the next start
-                await self._keep(seal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, news.encode()))
+async def _not_in_table(request: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.PERMISSION_DENIED, "nobody may call this method")

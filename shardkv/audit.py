@@ -199,7 +199,7 @@ def describe(method: str, payload: bytes) -> str:
 
 
 def describe_admin(request: ctl.AdminRequest) -> str:
-    """An admin request: `set_user name=app role=read-write …`. A token's hash is left out."""
+    """An admin request: `set_user name=app role=read-write …`. What checks a token is left out."""
     name = request.WhichOneof("op")
     if name is None:
         return "ctl.admin: no operation"
@@ -209,8 +209,8 @@ def describe_admin(request: ctl.AdminRequest) -> str:
     if name == "set_user":
         shown = ctl.SetUser()
         shown.CopyFrom(message)
-        shown.ClearField("token_hash")
-        token = " with a new token" if message.token_hash else ""
+        shown.ClearField("verifier")
+        token = " with a new token" if message.verifier else ""
         return f"user {'add' if message.create else 'set'}: {_text(shown)}{token}"
     return f"{'user remove' if name == 'remove_user' else name}: {_text(message)}"
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from shardkv.identity import IDENTITY
+from shardkv.secret_file import MANIFEST, SECRET, fresh_secret, write_secrets
 
-MANIFEST = "cluster.json"
-SECRET = "secret"
 STOP_SECONDS = 10.0
 
 
@@ -135,11 +134,9 @@ class Cluster:
         return (self.directory / SECRET).resolve()
 
     def make_secret(self) -> None:
-        if self.secret_file.exists():
-            return
-        descriptor = os.open(self.secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
+        """Make the secret, unless it is there. Processes that run without one would not know those that have it."""
+        if not self.secret_file.exists() and not any(process.running for process in self.processes):
+            write_secrets(self.secret_file, [fresh_secret()])
 
     def addresses(self, role: str, gid: int) -> list[str]:
         return [process.address for process in self.processes if (process.role, process.gid) == (role, gid)]

@@ -23,9 +23,11 @@ import google_crc32c
 from raft.disk import RealDirectory
 from raft.doors import Directory
 from raft.errors import WrongDirectory
+from raft.gate import Node
 from raft.incarnations import KnownDisks
 from raft.quorum import Membership, in_hex
 from raft.rpc import TcpDialer
+from raft.secrets import Secrets
 from raft.unreadable import Unreadable
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv.options import ProcessOptions
@@ -144,7 +146,9 @@ def _members(addresses: Mapping[int, str]) -> str:
     return ", ".join(f"{node} at {address}" for node, address in sorted(addresses.items()))
 
 
-async def learn_cluster(directory: RealDirectory, options: ProcessOptions, rng: Random) -> str:
+async def learn_cluster(
+    directory: RealDirectory, options: ProcessOptions, secrets: Secrets, rng: Random
+) -> str:
     """The cluster that our data belongs to or, for a new replica, that of the controllers.
 
     Raises CannotStart, WrongDirectory.
@@ -152,7 +156,7 @@ async def learn_cluster(directory: RealDirectory, options: ProcessOptions, rng: 
     found = read_identity(directory, str(options.data))
     if found is not None:
         return found.cluster
-    dialer = TcpDialer(tls=options.tls, login=options.login)
+    dialer = TcpDialer(tls=options.tls, login=Node(options.member, secrets))
     client = ControllerClient(options.controllers, dialer, rng)
     try:
         await client.changes(0, 0.0, LEARN_SECONDS, limit=1)

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raft.descriptors import Descriptors
-from raft.gate import Login
+from raft.node_name import Member
 from raft.rsm import ReplicaOptions
 from raft.tls import Tls
 from shardkv.frames import Limits
 
 CONTROLLER_GROUP = 0
 STDERR = "stderr"
-NODE = "shardkv-node"  # the organization in a server's certificate, and the name of its login
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class ProcessOptions:
     metrics: str = ""  # host:port for Prometheus
     web: str = ""  # host:port for browsers; controllers only
     tls: Tls | None = None
-    secret: str = field(default="", repr=False)  # by which the cluster's processes know each other
+    secret_file: Path | None = None  # with the secrets by which the cluster's processes know each other
     audit: str = "file"  # in the data directory, or STDERR
     descriptors: Descriptors = field(default_factory=lambda: Descriptors.divide(4096))
     log_format: str = "text"
@@ -54,8 +53,9 @@ class ProcessOptions:
         return self.joins_as or self.peers[self.replica - 1]
 
     @property
-    def login(self) -> Login | None:
-        return Login(NODE, self.secret) if self.secret else None
+    def member(self) -> Member:
+        """Which process of the cluster this is."""
+        return Member(self.cluster, self.gid, self.replica)
 
     @property
     def addresses(self) -> dict[int, str]:

@@ -27,43 +27,47 @@ import grpc.aio
 import uvloop
 
 from raft import room
-from raft.audit import Audit
 from raft.descriptors import Descriptors, TooFewDescriptors
 from raft.disk import RealDirectory, free_bytes
 from raft.errors import DamagedState, StorageError
 from raft.frontdoor import FrontDoor, Pipes, private_socket
+from raft.gate import Node
 from raft.reconfigure import hand_over
 from raft.repair import note_damage, open_or_repair
 from raft.rpc import TcpDialer
 from raft.rsm import ReplicatedMachine
+from raft.secrets import Secrets
+from raft.serving import ServerStream
 from raft.tls import BadCertificate
 from raft.tls_files import TlsFiles
 from raft.transport import MAIL, TcpTransport
-from raft.unreadable import Unreadable
+from shardctrler import shardctrler_pb2 as ctl_pb
 from shardctrler import shardctrler_pb2_grpc as ctl_grpc
-from shardctrler.accounts import Accounts
-from shardctrler.machine import ControllerMachine
 from shardctrler.query import ControllerClient
 from shardctrler.server import ControllerServer
 from shardctrler.unary import ControllerService
+from shardkv import calls
+from shardkv import shardkv_pb2 as kv_pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import Access, AccessInterceptor, AccountsFollower
+from shardkv.access import AccessInterceptor
 from shardkv.audit import AUDIT_FILE, AuditLog
+from shardkv.doorkeeper import check_certificate, gate_of, greeter_of
 from shardkv.identity import CannotStart, Identity, claim, learn_cluster
 from shardkv.listeners import Listeners
 from shardkv.machine import ShardMachine
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
-from shardkv.options import CONTROLLER_GROUP, NODE, STDERR, ProcessOptions
+from shardkv.options import CONTROLLER_GROUP, STDERR, ProcessOptions
 from shardkv.rocks import RocksEngine
+from shardkv.secret_file import BadSecretFile, read_secrets
+from shardkv.secret_file import watch as watch_secrets
 from shardkv.server import GroupServer
 from shardkv.stores import named_below, store_of
 from shardkv.unary import KVService
 
 log = logging.getLogger(__name__)
 
-ACCOUNTS = "accounts"  # the users, as a group heard of them last
 # A gRPC connection may have few calls under way, and little of each is read before somebody asks for it.
 MAX_GRPC_CALLS = 4096
 GRPC_OPTIONS = (
@@ -72,30 +76,10 @@ GRPC_OPTIONS = (
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.max_connection_idle_ms", 600_000),
 )
-# The calls that metrics tell apart.
-METHODS = frozenset(
-    [
-        "kv.write",
-        "kv.read",
-        "kv.stale",
-        "kv.status",
-        "kv.transfer",
-        "shard.pull",
-        "shard.serves",
-        "raft.members",
-        "ctl.admin",
-        "ctl.query",
-        "ctl.changes",
-        "ctl.status",
-        "ctl.accounts",
-        "ctl.claim",
-        "ctl.users",
-        "kv.log",
-        "kv.view",
-        "kv.check",
-        "ctl.check",
-    ]
-)
+calls.check_streams(calls.At.CONTROLLER, ControllerServer.ANSWERS)
+calls.check_streams(calls.At.GROUP, GroupServer.ANSWERS)
+for service in (kv_pb.DESCRIPTOR.services_by_name["KV"], ctl_pb.DESCRIPTOR.services_by_name["Controller"]):
+    calls.check_unary(service)
 UNLIMITED = 1 << 20  # descriptors, where the system sets no limit
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
@@ -125,8 +109,11 @@ async def serve(options: ProcessOptions) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     watching: list[asyncio.Task[None]] = []
     try:
+        secrets = Secrets(read_secrets(options.secret_file) if options.secret_file is not None else ())
         if not options.cluster:
-            options = replace(options, cluster=await learn_cluster(directory, options, rng))
+            options = replace(options, cluster=await learn_cluster(directory, options, secrets, rng))
+        check_certificate(options)
+        who = Node(options.member, secrets)
         identity = await claim(directory, Identity.new(options, rng), str(options.data))
         disks = identity.disks(options.addresses or {options.replica: options.address})
         peers = {node: at for node, at in disks.addresses(disks.first).items() if node != options.replica}
@@ -136,10 +123,10 @@ async def serve(options: ProcessOptions) -> None:
             options.address,
             peers,
             certificates,
-            options.login,
+            who if secrets or options.tls is not None else None,
             identity.incarnation,
         )
-        dialer = TcpDialer(options.cluster, certificates, options.login)
+        dialer = TcpDialer(options.cluster, certificates, who)
         replica = await open_or_repair(
             options.replica,
             disks.first,
@@ -153,6 +140,7 @@ async def serve(options: ProcessOptions) -> None:
         )
         transport.on_unreachable = replica.node.unreachable
         transport.on_refused = replica.node.mail_refused
+        transport.on_answers = replica.node.receive
         machine = replica.machine
         if isinstance(machine, ShardMachine):
             # Background work of the engine may find damage on a thread of its own.
@@ -169,7 +157,17 @@ async def serve(options: ProcessOptions) -> None:
         directory.on_append = metrics.appended
         with private_socket() as (name, path):
             await _listen(
-                options, directory, replica, transport, dialer, rng, metrics, certificates, name, path
+                options,
+                directory,
+                replica,
+                transport,
+                dialer,
+                secrets,
+                rng,
+                metrics,
+                certificates,
+                name,
+                path,
             )
     except DamagedState as damage:  # of a replica that was running
         error = named_below(directory.path, damage)
@@ -214,6 +212,7 @@ async def _listen(
     replica: ReplicatedMachine,
     transport: TcpTransport,
     dialer: TcpDialer,
+    secrets: Secrets,
     rng: Random,
     metrics: Metrics,
     certificates: TlsFiles | None,
@@ -230,12 +229,19 @@ async def _listen(
 
     replica.node.on_fault = on_fault
 
-    def on_post(method: str, payload: bytes) -> None:
+    def on_post(method: str, payload: bytes, stream: ServerStream) -> None:
         if method == MAIL:
-            replica.node.receive(transport.unpack(payload))
+            replica.node.receive(transport.unpack(payload, stream))
+
+    def on_change() -> None:
+        door.recheck()
 
     audit = AuditLog(None if options.audit == STDERR else options.data / AUDIT_FILE)
-    gate, following = _gate(options, directory, replica, dialer, rng, audit)
+    gate, background = gate_of(options, directory, replica, dialer, secrets, rng, audit, on_change)
+    if options.secret_file is not None:
+        secrets.on_change.append(on_change)
+        background.append(asyncio.create_task(watch_secrets(options.secret_file, secrets)))
+    greeter = greeter_of(options, secrets, gate)
     pipes = Pipes()
     listener = grpc.aio.server(
         interceptors=[AccessInterceptor(gate, pipes)],
@@ -245,13 +251,13 @@ async def _listen(
     listener.add_insecure_port(socket_name)
     server = _server(options, replica, dialer, rng, listener)
     health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
-    handler = metrics.timed(server.handle, METHODS)
-    door = FrontDoor(options.cluster, handler, on_post, socket, gate, options.descriptors, audit, pipes)
+    handler = metrics.timed(server.handle, calls.METHODS)
+    door = FrontDoor(greeter, handler, on_post, socket, gate, options.descriptors, audit, pipes)
     metrics.watch_door(door.doorway)
-    about = {"knows_processes": _is_secured(options), "version": version("shardkv")}
+    about = {"knows_processes": gate.knows_processes, "version": version("shardkv")}
 
     def tell() -> dict[str, object]:
-        told = about | {"connections": door.doorway.status()}
+        told = about | {"secrets": secrets.ids, "connections": door.doorway.status()}
         return told if certificates is None else told | {"certificates": certificates.status()}
 
     server.about = tell
@@ -271,53 +277,14 @@ async def _listen(
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
     finally:
-        if following is not None:
-            following.cancel()
+        for task in background:
+            task.cancel()
         await listeners.close()
         await listener.stop(0.2)
         await server.stop()
         await transport.close()
         await dialer.close()
         await asyncio.to_thread(audit.close)
-
-
-def _is_secured(options: ProcessOptions) -> bool:
-    """Whether this process can show that it belongs to the cluster, and knows others that do."""
-    return bool(options.secret) or (options.tls is not None and options.tls.organization() == NODE)
-
-
-def _gate(
-    options: ProcessOptions,
-    directory: RealDirectory,
-    replica: ReplicatedMachine,
-    dialer: TcpDialer,
-    rng: Random,
-    audit: Audit,
-) -> tuple[Access, asyncio.Task[None] | None]:
-    machine = replica.machine
-    if isinstance(machine, ControllerMachine):
-        # While the state is lost, the users are not known here: see AccountsFollower.
-        unknown = None if _is_secured(options) else Accounts()
-
-        def accounts() -> Accounts | None:
-            return unknown if replica.core.state_lost else machine.accounts
-
-        return Access(accounts, options.secret, options.limits, audit), None
-    try:
-        known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
-    except Unreadable as error:
-        log.error("%s: %s", ACCOUNTS, error)
-        known = b""  # damaged: the controllers tell us again
-    follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), _is_secured(options))
-    client = ControllerClient(options.controllers, dialer, rng)
-    following = asyncio.get_running_loop().create_task(follower.follow(client))
-    following.add_done_callback(partial(_followed, replica))
-    return Access(lambda: follower.accounts, options.secret, options.limits, audit), following
-
-
-def _followed(replica: ReplicatedMachine, task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        replica.node.fail(task.exception())  # the disk did not take the table
 
 
 def _server(
@@ -355,7 +322,7 @@ def run(options: ProcessOptions) -> int:
         most = UNLIMITED if most == resource.RLIM_INFINITY else most
         options = replace(options, descriptors=Descriptors.divide(most))
         _run(serve(options))
-    except (CannotStart, TooFewDescriptors, StorageError, BadCertificate) as error:
+    except (CannotStart, TooFewDescriptors, StorageError, BadCertificate, BadSecretFile) as error:
         print(f"shardkv: {error}", file=sys.stderr)
         return 1
     except StateDamaged as error:

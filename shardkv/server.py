@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
+from typing import ClassVar
 
 from google.protobuf.message import DecodeError
 
@@ -81,37 +82,11 @@ class GroupServer:
 
     async def handle(self, method: str, payload: bytes) -> bytes:
         """Answer one call; bad input is answered too."""
+        answering = self.ANSWERS.get(method)
+        if answering is None:
+            return refuse(Code.BAD_REQUEST, f"a group has no call {method!r}")
         try:
-            match method:
-                case "kv.write":
-                    return answer(await self.write(payload))
-                case "kv.read":
-                    return answer(await self.read(payload))
-                case "kv.stale":
-                    return answer(await self.read_stale(payload))
-                case "shard.pull":
-                    return await self._pull(pb.PullRequest.FromString(payload))
-                case "shard.serves":
-                    return self._serves(pb.ServesRequest.FromString(payload))
-                case "kv.status":
-                    return answer(json.dumps(self.status()).encode())
-                case "raft.members":
-                    return await change_members(self.replica, payload)
-                case "kv.view":
-                    return answer(await self._view(pb.ViewRequest.FromString(payload)))
-                case "kv.check":
-                    return answer(await self._check(pb.CheckRequest.FromString(payload)))
-                case "kv.restore":
-                    return answer(await restore_step(self.replica, self.machine, payload))
-                case "kv.restore_chunk":
-                    return answer(await restore_chunk(self.replica, payload, self._limits))
-                case "kv.log":
-                    request = pb.LogRequest.FromString(payload)
-                    return answer((await read_log(self.replica, request)).SerializeToString())
-                case "kv.transfer":
-                    return self._transfer(int(payload or b"0"))
-                case _:
-                    return refuse(Code.BAD_REQUEST, f"a group has no call {method!r}")
+            return await answering(self, payload)
         except (MalformedFrame, DecodeError, ValueError) as error:
             log.warning("refused a call of %s: %s", method, error)
             return refuse(Code.BAD_REQUEST, f"{type(error).__name__}: {error}")
@@ -119,6 +94,61 @@ class GroupServer:
             return refuse(Code.RETRY, str(error))
         except RaftError as error:
             return refusal_of(error, self.replica)
+
+    async def _on_write(self, payload: bytes) -> bytes:
+        return answer(await self.write(payload))
+
+    async def _on_read(self, payload: bytes) -> bytes:
+        return answer(await self.read(payload))
+
+    async def _on_stale(self, payload: bytes) -> bytes:
+        return answer(await self.read_stale(payload))
+
+    async def _on_pull(self, payload: bytes) -> bytes:
+        return await self._pull(pb.PullRequest.FromString(payload))
+
+    async def _on_serves(self, payload: bytes) -> bytes:
+        return self._serves(pb.ServesRequest.FromString(payload))
+
+    async def _on_status(self, payload: bytes) -> bytes:
+        return answer(json.dumps(self.status()).encode())
+
+    async def _on_members(self, payload: bytes) -> bytes:
+        return await change_members(self.replica, payload)
+
+    async def _on_view(self, payload: bytes) -> bytes:
+        return answer(await self._view(pb.ViewRequest.FromString(payload)))
+
+    async def _on_check(self, payload: bytes) -> bytes:
+        return answer(await self._check(pb.CheckRequest.FromString(payload)))
+
+    async def _on_restore(self, payload: bytes) -> bytes:
+        return answer(await restore_step(self.replica, self.machine, payload))
+
+    async def _on_restore_chunk(self, payload: bytes) -> bytes:
+        return answer(await restore_chunk(self.replica, payload, self._limits))
+
+    async def _on_log(self, payload: bytes) -> bytes:
+        return answer((await read_log(self.replica, pb.LogRequest.FromString(payload))).SerializeToString())
+
+    async def _on_transfer(self, payload: bytes) -> bytes:
+        return self._transfer(int(payload or b"0"))
+
+    ANSWERS: ClassVar[dict[str, Callable[[GroupServer, bytes], Awaitable[bytes]]]] = {
+        "kv.write": _on_write,
+        "kv.read": _on_read,
+        "kv.stale": _on_stale,
+        "kv.status": _on_status,
+        "kv.transfer": _on_transfer,
+        "kv.log": _on_log,
+        "kv.view": _on_view,
+        "kv.check": _on_check,
+        "kv.restore": _on_restore,
+        "kv.restore_chunk": _on_restore_chunk,
+        "shard.pull": _on_pull,
+        "shard.serves": _on_serves,
+        "raft.members": _on_members,
+    }
 
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""

@@ -24,9 +24,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from shardkv.cluster import Cluster
+from shardkv.secret_file import read_secrets
 
 if TYPE_CHECKING:
-    from client import AsyncShardClerk, ShardClerk
+    from client import AsyncShardClerk, Operator, ShardClerk
 
 SHARDKV = [sys.executable, "-m", "shardkv.cli.main"]
 COMMAND_SECONDS = 700.0
@@ -96,14 +97,30 @@ class ThrowawayCluster:
         """The addresses that a clerk is given."""
         return self.cluster().addresses("controller", 0)
 
+    @property
+    def secret_file(self) -> Path:
+        """What the processes know each other by, and their operator by."""
+        return self.cluster().secret_file
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """By which a command finds the cluster, as its operator."""
+        found = {"SHARDKV_CONTROLLERS": ",".join(self.controllers)}
+        return found | ({"SHARDKV_SECRET_FILE": str(self.secret_file)} if self.secret_file.exists() else {})
+
+    @property
+    def operator(self) -> Operator:
+        """The login of whoever may do what an admin may."""
+        from client import Operator
+
+        return Operator(read_secrets(self.secret_file)[0])
+
     def run(self, *arguments: str, check: bool = True) -> str:
         """Run `shardkv ARGUMENTS` against the cluster; returns its standard output.
 
         Raises ClusterFailed if the command fails and `check` is true.
         """
-        environment = dict(os.environ)
-        if arguments[0] != "up":
-            environment["SHARDKV_CONTROLLERS"] = ",".join(self.controllers)
+        environment = os.environ | ({} if arguments[0] == "up" else self.environment)
         done = subprocess.run(
             [*SHARDKV, *arguments],
             env=environment,

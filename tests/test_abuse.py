@@ -14,7 +14,8 @@ import pytest
 
 from bench.live import LiveCluster
 from client import ShardClerk
-from raft.framing import ASK, CALL, HELLO, PROTOCOL_VERSION, RECORD, pack_hello
+from raft.framing import ASK, CALL, HELLO, RECORD
+from raft.hello import stranger
 from shardkv.cluster import Process
 
 CONNECTIONS = 2_000
@@ -42,7 +43,7 @@ def connect(process: Process) -> socket.socket:
 
 def greeted(process: Process) -> socket.socket:
     connection = connect(process)
-    connection.sendall(pack_hello(PROTOCOL_VERSION, ""))
+    connection.sendall(stranger())
     return connection
 
 
@@ -107,7 +108,8 @@ def test_half_a_record_and_half_a_hello_are_not_waited_for_for_long(live: LiveCl
             clerk.put("meanwhile", "v")
         silent.settimeout(30)
         assert silent.recv(1) == b"", "who does not say what it speaks is let go"
-        assert slow.recv(HELLO.size)[3] == 0, "welcome"
+        _, status, length = HELLO.unpack(slow.recv(HELLO.size, socket.MSG_WAITALL))
+        assert status == 0 and len(slow.recv(length, socket.MSG_WAITALL)) == length, "welcome"
         slow.settimeout(30)
         asked = b""
         while data := slow.recv(1000):

@@ -396,7 +396,7 @@ def test_a_log_that_is_compacted_under_the_backup_makes_it_begin_anew(
         return await source_module.read_log(*arguments, **options)
 
     async def run() -> Manifest:
-        dialer = TcpDialer()
+        dialer = TcpDialer(login=source.operator)
         try:
             controller = ControllerClient(source.controllers, dialer, random.Random(1))
             return await create.Backup(

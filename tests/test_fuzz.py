@@ -21,8 +21,8 @@ from raft.answers import Code, parse
 from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.core import Raft
 from raft.errors import PeerFault, RaftError, StorageError
-from raft.framing import CALL, RECORD, MalformedStream, Parser, pack_hello
-from raft.gate import Caller
+from raft.framing import CALL, RECORD, MalformedStream, Parser
+from raft.hello import Hello, Welcome, stranger
 from raft.log import Log
 from raft.membership import Memberships
 from raft.messages import (
@@ -38,6 +38,7 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
+from raft.node_name import Member
 from raft.quorum import Membership
 from raft.ready import Options
 from raft.types import Entry, HardState, Kind
@@ -193,7 +194,7 @@ MAIL = encode_mail(
         Envelope(1, 2, 3, RequestVote(True, 5, 3, False)),
     ],
 )
-STREAM = pack_hello(1, "c") + RECORD.pack(CALL, 1, 7, 5) + b"kv.read" + b"12345"
+STREAM = stranger("c") + RECORD.pack(CALL, 1, 7, 5) + b"kv.read" + b"12345"
 REPLY = frames.pack_reply(
     5,
     [
@@ -208,7 +209,11 @@ PARSERS = {
     "page": (frames.pack_page(False, b"c", [(b"k", b"v")]), refuses(frames.unpack_page, MalformedFrame)),
     "answer": (b"\1text", refuses(parse, ValueError)),
     "membership": (Membership.of({1: "a:1"}).encode(), refuses(Membership.decode, ValueError)),
-    "login": (b"name\0token", refuses(lambda data: Caller().logged_in(data))),
+    "hello": (Hello(bytes(32), name="n", dialled="a:1").encode(), refuses(Hello.decode, MalformedStream)),
+    "welcome": (
+        Welcome(bytes(32), Member("c", 1, 2), bytes(32)).encode(),
+        refuses(Welcome.decode, MalformedStream),
+    ),
     "users": (Accounts(3, True).encode(), refuses(Accounts.decode, DecodeError, ValueError)),
     "manifest": (Manifest("i", "c", 1, 2).encode(), refuses(lambda data: Manifest.decode("n", data), Damaged)),
 }

@@ -10,7 +10,9 @@ import pytest
 
 from raft.address import split_address
 from raft.doors import Unreachable
+from raft.greeting import Greeter
 from raft.keepalive import ASK_SECONDS, SILENT_SECONDS, Silence
+from raft.node_name import Member
 from raft.rpc import Connection
 from raft.serving import ServerStream
 
@@ -51,7 +53,9 @@ class Cable:
                 await asyncio.sleep(SILENT_SECONDS + 2 * ASK_SECONDS)
             return payload
 
-        stream = ServerStream("c", handler, lambda method, payload: self.posts.append(payload))
+        stream = ServerStream(
+            Greeter(Member("c", 1, 1)), handler, lambda method, payload, stream: self.posts.append(payload)
+        )
         self.streams.append(stream)
         return stream
 

@@ -31,6 +31,7 @@ from client import (
     ValueTooLarge,
 )
 from raft.framing import CALL, PROTOCOL_VERSION, RECORD, pack_hello
+from raft.hello import stranger
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as pb_grpc
 from shardkv.cluster import Cluster, Process
@@ -235,16 +236,17 @@ def test_grpc_for_everybody_else(live: LiveCluster) -> None:
 def test_garbage_on_every_port_harms_nobody(live: LiveCluster) -> None:
     with live.clerk() as clerk:
         clerk.put("steady", "yes")
-        hello = pack_hello(1, "")
+        hello = stranger()
         record = RECORD.pack(CALL, 1, 8, 10) + b"kv.write" + b"not a frame"[:10]
         hugest = RECORD.pack(CALL, 1, 8, 0xFFFFFFFF)
         garbage = [
             b"GET / HTTP/1.1\r\n\r\n",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
             os.urandom(4096),
-            pack_hello(99, ""),
-            pack_hello(1, "another-cluster"),
+            pack_hello(99, b""),
+            stranger("another-cluster"),
             hello + os.urandom(1000),
+            pack_hello(PROTOCOL_VERSION, os.urandom(200)),
             hello + record,
             hello + hugest,
             hello + struct.pack("<I", 7),
@@ -269,7 +271,7 @@ def test_garbage_on_every_port_harms_nobody(live: LiveCluster) -> None:
 def test_a_refusal_says_which_cluster_it_is(live: LiveCluster) -> None:
     host, _, port = live.controllers[0].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(pack_hello(PROTOCOL_VERSION, "another-cluster"))
+        connection.sendall(stranger("another-cluster"))
         answer = connection.recv(4096)
     assert answer[3] == 1 and b"another-cluster" in answer
 
@@ -280,7 +282,7 @@ def test_another_version_of_the_protocol_or_of_the_data_is_refused_by_its_number
     for process in live.cluster().processes:
         host, _, port = process.address.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(pack_hello(PROTOCOL_VERSION + 1, ""))
+            connection.sendall(stranger(version=PROTOCOL_VERSION + 1))
             answer = connection.recv(4096)
         said = f"protocol version {PROTOCOL_VERSION + 1}, this server speaks {PROTOCOL_VERSION}"
         assert answer[3] == 1 and said.encode() in answer
@@ -298,6 +300,7 @@ def test_a_group_started_by_hand_learns_its_cluster_and_joins(live: LiveCluster,
     address = f"127.0.0.1:{free_port_base(1)}"
     command = [*SHARDKV, "serve", "group", "--gid", "9", "--id", "1", "--peers", address]
     command += ["--controllers", ",".join(live.controllers), "--data", str(tmp_path / "g9")]
+    command += ["--secret-file", str(live.secret_file)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
             assert attempt(live, "admin", "join", "9", address, "--wait").returncode == 0

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -14,13 +14,13 @@ import pytest
 
 from bench.live import SHARDKV, LiveCluster, free_port_base
 from client import BadCertificate, ShardClerk, Tls, Unavailable
-from raft.framing import PROTOCOL_VERSION, pack_hello
+from raft.hello import stranger
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
 
 
-def certify(directory: Path, name: str, *hosts: str) -> Tls:
-    arguments = [part for host in hosts for part in ("--host", host)]
+def certify(directory: Path, name: str, *hosts: str, options: Sequence[str] = ()) -> Tls:
+    arguments = [*options, *(part for host in hosts for part in ("--host", host))]
     subprocess.run(
         [*SHARDKV, "certs", str(directory), "--name", name, *arguments], check=True, capture_output=True
     )
@@ -57,7 +57,7 @@ def shardkv(live: LiveCluster, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def test_clerks_and_commands_with_a_certificate_are_served(live: LiveCluster, node: Tls) -> None:
-    app = certify(node.ca.parent, "app", "nowhere.example")  # a client is not called by a name
+    app = certify(node.ca.parent, "app", options=["--client"])
     with ShardClerk(live.controllers, tls=app) as clerk:
         for number in range(200):
             clerk.put(f"{number:03d}", b"x" * 3000)
@@ -72,8 +72,8 @@ def test_clerks_and_commands_with_a_certificate_are_served(live: LiveCluster, no
 def test_who_shows_no_certificate_or_another_ca_s_is_refused(
     live: LiveCluster, node: Tls, tmp_path: Path
 ) -> None:
-    for stranger in (None, certify(tmp_path, "stranger")):
-        with ShardClerk(live.controllers, timeout=1.0, tls=stranger) as clerk, pytest.raises(Unavailable):
+    for outsider in (None, certify(tmp_path, "outsider")):
+        with ShardClerk(live.controllers, timeout=1.0, tls=outsider) as clerk, pytest.raises(Unavailable):
             clerk.get("007")
     assert shardkv(live, "get", "007", "--timeout", "1").returncode == 3
     anonymous = ssl.create_default_context(cafile=str(node.ca))
@@ -92,7 +92,7 @@ def answer_to_hello(address: str, context: ssl.SSLContext) -> bytes:
             socket.create_connection((host, int(port)), timeout=10) as plain,
             context.wrap_socket(plain, server_hostname=host) as connection,
         ):
-            connection.sendall(pack_hello(PROTOCOL_VERSION, ""))
+            connection.sendall(stranger())
             return connection.recv(1000)
     except OSError:
         return b""
@@ -100,7 +100,7 @@ def answer_to_hello(address: str, context: ssl.SSLContext) -> bytes:
 
 def test_a_server_whose_certificate_is_for_another_host_is_not_believed(node: Tls, tmp_path: Path) -> None:
     port = free_port_base(1)
-    elsewhere = certify(node.ca.parent, "elsewhere", "db.example")
+    elsewhere = certify(node.ca.parent, "elsewhere", "db.example", options=["--group", "0"])
     serve = ["serve", "controller", "--id", "1", "--peers", f"127.0.0.1:{port}", "--data", str(tmp_path)]
     server = subprocess.Popen([*SHARDKV, *serve, *flags(elsewhere)], stderr=subprocess.PIPE, text=True)
     try:

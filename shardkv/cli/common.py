@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from raft.address import split_addresses
-from raft.gate import Login
+from raft.gate import Login, Operator
 from raft.tls import BadCertificate, Tls
+from shardkv.secret_file import MANIFEST, SECRET, BadSecretFile, read_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 REFUSED, UNREACHABLE = 1, 3
 DEFAULT_DATA = "data"
-MANIFEST = "cluster.json"
 
 PLAIN_COLUMNS = 140  # where the output is no terminal
 
@@ -92,19 +92,23 @@ def _explain(error: Exception) -> tuple[str, int] | None:
             return f"refused ({error.kind}): {error}", REFUSED
         case BackupError():
             return str(error), REFUSED
-        case BadQuery() | ShardKVError() | BadCertificate():
+        case BadQuery() | ShardKVError() | BadCertificate() | BadSecretFile():
             return f"{type(error).__name__}: {error}", REFUSED
     return None
 
 
 def find_controllers(given: str | None) -> tuple[str, ...]:
     """From the option, the environment, or ./data/cluster.json. Raises Failed."""
+    manifest = Path(DEFAULT_DATA) / MANIFEST
     if given:
         try:
-            return split_addresses(given)
+            addresses = split_addresses(given)
         except ValueError as error:
             raise click.UsageError(f"--controllers: {error}") from None
-    manifest = Path(DEFAULT_DATA) / MANIFEST
+        # The secret in ./data is that of the cluster in ./data, and is proven to no other.
+        ours = manifest.exists() and set(addresses) <= set(json.loads(manifest.read_text())["controllers"])
+        _login["elsewhere"] = not ours
+        return addresses
     if manifest.exists():
         return tuple(json.loads(manifest.read_text())["controllers"])
     raise click.UsageError(
@@ -180,6 +184,14 @@ def _note_login(context: click.Context, parameter: click.Parameter, value: objec
 def login_options(command: Callable[..., T]) -> Callable[..., T]:
     """--user and --token-file; `find_login` has what they say."""
     command = click.option(
+        "--secret-file",
+        envvar="SHARDKV_SECRET_FILE",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        callback=_note_login,
+        expose_value=False,
+        help="File with the cluster's secret: whoever can read it may do what an admin may.",
+    )(command)
+    command = click.option(
         "--user",
         envvar="SHARDKV_USER",
         callback=_note_login,
@@ -196,18 +208,35 @@ def login_options(command: Callable[..., T]) -> Callable[..., T]:
     )(command)
 
 
-def use_login(name: str, token_file: Path) -> None:
-    """Who this command is, whatever the command line says."""
-    _login.update(user=name, token_file=token_file)
+def use_secret(file: Path) -> None:
+    """This command is the operator's, whatever the command line says."""
+    _login.clear()
+    _login["secret_file"] = file
 
 
-def find_login() -> Login | None:
-    """From the options or the environment; None for who has no name."""
+def find_login() -> Login | Operator | None:
+    """Who we are, from the options or the environment: a user, or the operator, who has the cluster's secret.
+
+    In a directory with ./data/cluster.json that cluster's secret is the default, where we may read it.
+    """
     user, file = _login.get("user"), _login.get("token_file")
-    token = read_secret(file) if file is not None else os.environ.get("SHARDKV_TOKEN", "").strip()
-    if user and not token:
-        raise click.UsageError(f"--user {user}: its token belongs into --token-file, or into SHARDKV_TOKEN")
-    return Login(user, token) if user else None
+    if user:
+        token = read_secret(file) if file is not None else os.environ.get("SHARDKV_TOKEN", "").strip()
+        if not token:
+            raise click.UsageError(f"--user {user}: its token belongs into --token-file, or into SHARDKV_TOKEN")
+        return Login(user, token)
+    found = find_secret_file()
+    return Operator(read_secrets(found)[0]) if found is not None else None
+
+
+def find_secret_file() -> Path | None:
+    """From the options, the environment, or beside ./data/cluster.json; None where there is none."""
+    given: Path | None = _login.get("secret_file")
+    if given is not None:
+        return given
+    default = Path(DEFAULT_DATA) / SECRET
+    ours = default.with_name(MANIFEST).exists() and os.access(default, os.R_OK)
+    return default if ours and not _login.get("elsewhere") else None
 
 
 def controllers_option(command: Callable[..., T]) -> Callable[..., T]:

@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from raft.address import split_addresses
-from shardkv.cli.common import find_tls, read_secret, tls_options
+from shardkv.cli.common import find_tls, tls_options
 from shardkv.frames import Limits
 from shardkv.options import ProcessOptions
 from shardkv.process import run
+from shardkv.secret_file import beside
 
 
 @click.group(context_settings={"auto_envvar_prefix": "SHARDKV"})
@@ -100,7 +101,8 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--secret-file",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="By what it has the cluster's processes know each other; needed for access control without TLS.",
+            help="By what it has the cluster's processes know each other, where they have no certificates. "
+            "The default is `secret` beside --data, where `shardkv up` puts it.",
         ),
         tls_options,
     ):
@@ -125,10 +127,9 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
 
 
 def _options(given: dict[str, Any], **more: Any) -> ProcessOptions:
-    secret_file, reserve_mb = given.pop("secret_file"), given.pop("reserve_mb")
-    return ProcessOptions(
-        **given, **more, reserve_bytes=reserve_mb << 20, secret=read_secret(secret_file) if secret_file else ""
-    )
+    reserve_mb = given.pop("reserve_mb")
+    given["secret_file"] = given["secret_file"] or beside(given["data"])
+    return ProcessOptions(**given, **more, reserve_bytes=reserve_mb << 20)
 
 
 def _run(options: ProcessOptions) -> None:

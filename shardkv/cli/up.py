@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from client import ShardClerk, ShardKVError
+from raft.node_name import names_in
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
@@ -26,13 +27,13 @@ from shardkv.cli.common import (
     handled,
     print_table,
     tls_options,
-    use_login,
+    use_secret,
     use_tls,
 )
-from shardkv.cluster import MANIFEST, Cluster, ClusterError, Process, interrupted_by_signals
+from shardkv.cluster import Cluster, ClusterError, Process, interrupted_by_signals
 from shardkv.observe.overview import Overview, problems, wait_settled
-from shardkv.options import NODE
 from shardkv.ports import free_port_base
+from shardkv.secret_file import MANIFEST
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5
@@ -159,10 +160,12 @@ def _prepare(
         tls = find_tls()
         files = tls.files() if tls is not None else {}
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
-        cluster.make_secret()
+        if tls is not None:
+            cluster.cluster = next((name.cluster for name in names_in(tls.shown())), "")
+    cluster.make_secret()
     use_tls(cluster.tls)
     if cluster.secret_file.exists():
-        use_login(NODE, cluster.secret_file)
+        use_secret(cluster.secret_file)
     cluster.plan(controllers, groups, replicas, port or free_port_base(controllers + groups * replicas))
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)

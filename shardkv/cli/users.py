@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raft.gate import hash_token
+from raft.proof import Verifier
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.accounts import Role
 from shardkv.cli.admin import Session, with_session
@@ -66,10 +66,10 @@ def add(
     timeout: float,
     output: str,
 ) -> None:
-    """Make a user NAME, and print its token: it is shown this once, and only its hash is kept."""
+    """Make a user NAME, and print its token: it is shown this once, and only what checks it is kept."""
     token = "" if certificate_only else secrets.token_urlsafe(32)
     change = pb.SetUser(name=name, create=True, role=role, prefixes=map(os.fsencode, prefixes))
-    change.token_hash = hash_token(token) if token else b""
+    change.verifier = Verifier.of(token).encode() if token else b""
     _ask(pb.AdminRequest(set_user=change), controllers, timeout)
     _tell(output, token or f"{name} is known by certificate", **({"token": token} if token else {}))
 
@@ -114,7 +114,7 @@ def set_user(
 def token(name: str, controllers: str | None, timeout: float, output: str) -> None:
     """Give NAME a new token, and print it; the old one is worth nothing from now on."""
     fresh = secrets.token_urlsafe(32)
-    change = pb.SetUser(name=name, token_hash=hash_token(fresh))
+    change = pb.SetUser(name=name, verifier=Verifier.of(fresh).encode())
     _ask(pb.AdminRequest(set_user=change), controllers, timeout)
     _tell(output, fresh, token=fresh)
 
@@ -192,7 +192,7 @@ def _check_processes(overview: Overview) -> None:
         if not said.get("knows_processes"):
             raise Failed(
                 f"{address} could not show that it belongs to the cluster: start every server with "
-                "--secret-file, or with a certificate of organization shardkv-node (`shardkv certs`)"
+                "--secret-file, or with TLS (`shardkv certs`)"
             )
 
 

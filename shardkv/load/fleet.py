@@ -24,7 +24,7 @@ from typing import Any
 import uvloop
 
 from client import AsyncShardClerk, DeadlineExceeded, ShardClerk, Unavailable
-from raft.gate import Login
+from raft.gate import Login, Operator
 from raft.tls import Tls
 from shardkv.load import driver
 from shardkv.load.driver import Plan, Recorder
@@ -52,7 +52,7 @@ class Job:
     timeout: float
     processes: int
     tls: Tls | None = None
-    login: Login | None = None
+    login: Login | Operator | None = None
 
     def share(self, worker: int) -> Plan:
         """One worker's part; the parts add up."""
