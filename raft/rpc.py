@@ -189,7 +189,8 @@ class Connection:
     def refused(self, why: str, denied: bool) -> None:
         """The two ends do not take each other. A call that is denied because of who we are is told so."""
         self._refusals += 1
-        if self._refusals & (self._refusals - 1) == 0:  # at 1, 2, 4, 8, …: posts dial again all the time
+        # At 1, 2, 4, 8, …: posts dial again all the time. Whoever calls is told by the answer.
+        if not self._calls and self._refusals & (self._refusals - 1) == 0:
             log.warning("no stream to %s (%d times): %s", self.address, self._refusals, why)
         if denied:
             answer = refuse(Code.DENIED, why)

@@ -30,6 +30,7 @@ def test_a_dead_replica_is_replaced_with_one_command_under_load(tmp_path: Path) 
         address = f"127.0.0.1:{free_port_base()}"
         command = [*SHARDKV, "serve", "group", "--gid", "1", "--id", "4", "--join", address]
         command += ["--data", str(tmp_path / "new"), "--controllers", ",".join(live.controllers)]
+        command += ["--secret-file", str(live.secret_file)]
         early = attempt(live, "admin", "member", "replace", "1", str(dead.index + 1), f"4={address}")
         assert early.returncode == 1 and "nothing answers" in early.stderr
         newcomer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
