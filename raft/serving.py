@@ -237,5 +237,9 @@ class ServerStream(Stream):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._inbound.ended()
+        if self._greeting is not None:
+            # It knows another secret, and has seen by our proof that we do not.
+            self._note_login(self._greeting.caller.name, "it left without a proof")
+            self._greeting = None
         for task in self._calls:
             task.cancel()

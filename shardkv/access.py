@@ -38,6 +38,8 @@ from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
 log = logging.getLogger(__name__)
 
 NOT_KNOWN_YET = "who may do what is not known here yet"
+# What a gRPC method is called in the audit log: as the call of a stream that does the same.
+AS_STREAM = {Right.READ: "kv.read", Right.WRITE: "kv.write", Right.ADMIN: "ctl.admin", Right.USER: "ctl.query"}
 FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
 
 
@@ -232,7 +234,7 @@ class Access:
         accounts = self._accounts()
         right = UNARY[path]
         assert right is not None
-        what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else path.rpartition("/")[2]
+        what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else AS_STREAM[right]
         if accounts is None:
             return NOT_KNOWN_YET
         why = self._why_not_unary(self._user(accounts, caller), right, request) if accounts.enabled else ""

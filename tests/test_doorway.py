@@ -19,11 +19,16 @@ import uvloop
 
 from raft.descriptors import MIN_DESCRIPTORS, OWN, Descriptors, TooFewDescriptors
 from raft.doorway import Doorway
-from raft.framing import ANSWER, CALL, PROTOCOL_VERSION, RECORD, SMALL_PAYLOAD_BYTES, Parser, pack_hello
+from raft.framing import ANSWER, ASK, CALL, HELLO, HERE, RECORD, SMALL_PAYLOAD_BYTES, Parser
 from raft.frontdoor import FrontDoor
-from raft.gate import Caller, OpenGate, Standing
+from raft.gate import LOGIN, Caller, Login, Node, OpenGate, Standing, Who
+from raft.greeting import Channel, Dialling, Greeter
 from raft.held import HeldBytes
+from raft.hello import stranger
 from raft.inbound import Inbound, source_of
+from raft.node_name import Member
+from raft.proof import Verifier
+from raft.secrets import Secrets
 from raft.shares import Share
 from raft.tls import Tls
 from tests.test_tls import certify
@@ -160,14 +165,14 @@ class LoginGate(OpenGate):
     """Knows whoever has logged in as "user" or "node"."""
 
     def standing(self, caller: Caller) -> tuple[Standing, str]:
-        by_name = {"user": Standing.KNOWN, "node": Standing.NODE}
-        return by_name.get(caller.login_name, Standing.STRANGER), caller.login_name
+        if caller.member is not None:
+            return Standing.NODE, "node"
+        return (Standing.KNOWN, caller.user) if caller.user else (Standing.STRANGER, "")
 
 
-LOGIN_RECORDS = {
-    name: RECORD.pack(CALL, 0, 5, len(name) + 6) + b"login" + name.encode() + b"\0token"
-    for name in ("user", "node")
-}
+SECRETS = Secrets(["secret"])
+WHO: dict[str, Who] = {"user": Login("user", "token"), "node": Node(Member("c", 1, 2), SECRETS)}
+GREETER = Greeter(Member("c", 1, 1), SECRETS, (), {"user": Verifier.of("token")}.get)
 
 
 class Scene:
@@ -184,7 +189,7 @@ class Scene:
 
         self.gate = asyncio.Event()
         self.gate.set()
-        self.door = FrontDoor("c", echo, lambda method, payload: None, "nobody", LoginGate(), audit=self.notes)
+        self.door = FrontDoor(GREETER, echo, lambda *posted: None, "nobody", LoginGate(), audit=self.notes)
         few = {"strangers": 4, "known": 4, "peers": 2, "audit": self.notes} | bounds
         factory = self.door.doorway._factory
         self.door.doorway = Doorway("main", factory, **few)
@@ -202,13 +207,25 @@ class Scene:
     async def login(self, name: str, source: str = "127.0.0.1") -> socket.socket:
         connection = self.connect(source)
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(connection, pack_hello(PROTOCOL_VERSION, "c") + LOGIN_RECORDS[name])
-        answer = b""
-        while len(answer) < 6 + RECORD.size + 1:
-            more = await asyncio.wait_for(loop.sock_recv(connection, 100), 10)
-            assert more, "turned away"
-            answer += more
+        address = f"127.0.0.1:{self.port}"
+        dialling, channel = Dialling(WHO[name], "c", address, None), Channel(peer=address)
+        await loop.sock_sendall(connection, dialling.begin(channel))
+        _, status, length = HELLO.unpack(await self._receive(connection, HELLO.size))
+        proof = dialling.welcomed(status, await self._receive(connection, length), channel)
+        login = RECORD.pack(CALL, 0, len(LOGIN), len(proof)) + LOGIN.encode() + proof
+        await loop.sock_sendall(connection, login + RECORD.pack(ASK, 0, 0, 0))
+        kind, *_ = RECORD.unpack(await self._receive(connection, RECORD.size))
+        assert kind == HERE, "the record before was taken"
         return connection
+
+    async def _receive(self, connection: socket.socket, length: int) -> bytes:
+        found = b""
+        while len(found) < length:
+            receiving = asyncio.get_running_loop().sock_recv(connection, length - len(found))
+            more = await asyncio.wait_for(receiving, 10)
+            assert more, "turned away"
+            found += more
+        return found
 
     async def call(self, connection: socket.socket, payload: bytes = b"x") -> bytes:
         loop = asyncio.get_running_loop()
@@ -295,7 +312,7 @@ def test_who_does_not_say_in_time_who_he_is_is_let_go_and_who_is_idle_for_long()
         silent, half = scene.connect(), scene.connect()
         hello = scene.connect()
         half.send(b"S")
-        hello.send(pack_hello(PROTOCOL_VERSION, "c"))
+        hello.send(stranger("c"))
         peer, user = await scene.login("node"), await scene.login("user")
         for connection in (silent, half, hello, user):
             assert await scene.is_closed(connection)
@@ -310,10 +327,10 @@ def test_a_stranger_gets_no_memory_and_a_user_s_frames_are_counted() -> None:
     async def work(scene: Scene) -> None:
         await scene.open()
         held = lambda: scene.door.doorway.status()["held_bytes"]  # noqa: E731
-        stranger = scene.connect()
+        nobody = scene.connect()
         await asyncio.get_running_loop().sock_sendall(
-            stranger,
-            pack_hello(PROTOCOL_VERSION, "c") + RECORD.pack(CALL, 1, 4, 32 << 20) + b"echo" + bytes(1 << 20),
+            nobody,
+            stranger("c") + RECORD.pack(CALL, 1, 4, 32 << 20) + b"echo" + bytes(1 << 20),
         )
         user = await scene.login("user")
         scene.gate.clear()
@@ -386,7 +403,7 @@ def shake_hands(scene: Scene, context: ssl.SSLContext, source: str) -> float:
         socket.create_connection(("127.0.0.1", scene.port), 10, source_address=(source, 0)) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
     ):
-        connection.sendall(pack_hello(PROTOCOL_VERSION, "c") + LOGIN_RECORDS["user"])
+        connection.sendall(stranger("c"))
         welcome = connection.recv(6)
         if not welcome:
             raise ConnectionError("closed")
