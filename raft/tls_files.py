@@ -33,6 +33,7 @@ class _Loaded:
     server: ssl.SSLContext
     browsers: ssl.SSLContext
     client: ssl.SSLContext
+    certificate_hash: bytes  # of ours
     expires_at: float  # of the first certificate that ends, ours or a CA's; seconds of the wall clock
     revoked_until: float | None  # when the revocation list is to be replaced, where that can be told
 
@@ -46,6 +47,7 @@ class TlsFiles:
         self.audit: Audit = audit or NoAudit()
         self._stamp = _stamp(tls)
         self._loaded = _load(tls)
+        self.certificate_hashes: tuple[bytes, ...] = (self._loaded.certificate_hash,)
         self._crl = _content(tls.crl)
         self._woken = asyncio.Event()
         self._warned_at = -WARN_EVERY_SECONDS
@@ -102,6 +104,8 @@ class TlsFiles:
             log.error("the TLS files have changed and cannot be used; the old ones stay in use: %s", error)
             self._note(False, self.problem)
             return
+        # A connection that has begun may still show the certificate before.
+        self.certificate_hashes = (loaded.certificate_hash, self._loaded.certificate_hash)
         self._loaded, self.problem = loaded, ""
         self.reloads += 1
         log.info("the TLS files are read again; the certificate is valid until %s", _day(loaded.expires_at))
@@ -162,7 +166,8 @@ def _load(tls: Tls) -> _Loaded:
         tls.expires_at(),
         *(ssl.cert_time_to_seconds(str(each["notAfter"])) for each in client.get_ca_certs()),
     ]
-    return _Loaded(tls.server(), tls.browsers(), client, min(ends), _revoked_until(_content(tls.crl)))
+    until = _revoked_until(_content(tls.crl))
+    return _Loaded(tls.server(), tls.browsers(), client, tls.certificate_hash(), min(ends), until)
 
 
 def _revoked_until(pem: bytes) -> float | None:

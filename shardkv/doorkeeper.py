@@ -16,6 +16,7 @@ from raft.rpc import TcpDialer
 from raft.rsm import ReplicatedMachine
 from raft.secrets import Secrets
 from raft.tls import BadCertificate
+from raft.tls_files import TlsFiles
 from raft.unreadable import Unreadable
 from shardctrler.accounts import Accounts
 from shardctrler.machine import ControllerMachine
@@ -46,11 +47,15 @@ def check_certificate(options: ProcessOptions) -> None:
         )
 
 
-def greeter_of(options: ProcessOptions, secrets: Secrets, gate: Access) -> Greeter:
-    """Raises BadCertificate."""
-    hashes = (options.tls.certificate_hash(),) if options.tls is not None else ()
+def greeter_of(
+    options: ProcessOptions, secrets: Secrets, gate: Access, certificates: TlsFiles | None
+) -> Greeter:
     addresses = {options.address, options.listen} - {""}
-    return Greeter(options.member, secrets, addresses, gate.user_verifier, lambda: hashes)
+
+    def hashes() -> tuple[bytes, ...]:
+        return certificates.certificate_hashes if certificates is not None else ()
+
+    return Greeter(options.member, secrets, addresses, gate.user_verifier, hashes)
 
 
 def gate_of(

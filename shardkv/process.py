@@ -241,7 +241,7 @@ async def _listen(
     if options.secret_file is not None:
         secrets.on_change.append(on_change)
         background.append(asyncio.create_task(watch_secrets(options.secret_file, secrets)))
-    greeter = greeter_of(options, secrets, gate)
+    greeter = greeter_of(options, secrets, gate, certificates)
     pipes = Pipes()
     listener = grpc.aio.server(
         interceptors=[AccessInterceptor(gate, pipes)],

@@ -97,7 +97,7 @@ def test_a_disk_that_takes_nothing_costs_lines_which_are_counted(
 
 
 def test_admin_requests_are_told_without_tokens() -> None:
-    user = ctl.SetUser(name="app", create=True, role="read-write", prefixes=[b"app/"], token_hash=b"h" * 32)
+    user = ctl.SetUser(name="app", create=True, role="read-write", prefixes=[b"app/"], verifier=b"h" * 64)
     told = describe("ctl.admin", ctl.AdminRequest(set_user=user).SerializeToString())
     assert told == 'user add: name: "app" create: true role: "read-write" prefixes: "app/" with a new token'
     for request, expected in (

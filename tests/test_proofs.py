@@ -117,7 +117,8 @@ class Wire:
 async def dialled(
     address: str, who: Who, expected: tuple[int, int] | None = None, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Connection]:
-    connection = Connection(address, lambda: "c", lambda: None, tls, who, expected)
+    contexts = None if tls is None else lambda: tls
+    connection = Connection(address, lambda: "c", lambda: None, contexts, who, expected)
     try:
         yield connection
     finally:
