@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raft.bounds import MAX_TERM_JUMP
 from raft.errors import PeerFault
 from raft.messages import (
     AppendEntries,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 def check(core: Raft, envelope: Envelope) -> None:
     """Raises PeerFault for a message that a sound peer cannot have sent to this replica."""
     message = envelope.message
+    if core.term and envelope.term > core.term + MAX_TERM_JUMP:
+        # Followed once, such a term leaves none above it, and the group could elect nobody ever again.
+        raise PeerFault(envelope.sender, f"names term {envelope.term}; this replica is in term {core.term}")
     match message:
         case AppendEntries() | InstallSnapshot():
             if envelope.term == core.term and core.term_leader not in (NOBODY, envelope.sender):

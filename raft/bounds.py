@@ -25,6 +25,7 @@ from raft.quorum import Membership
 from raft.types import MAX_NODE, Kind
 
 MAX_NUMBER = (1 << 62) - 1  # terms, indexes, rounds, sizes and offsets
+MAX_TERM_JUMP = 1 << 32  # of a message against our own term; elections take a second each
 MAX_MEMBERS = 64
 
 

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from raft.bounds import MAX_NUMBER
+from raft.bounds import MAX_NUMBER, MAX_TERM_JUMP
 from raft.codec import MalformedMail, decode_mail, encode_mail
 from raft.core import Raft
 from raft.errors import PeerFault, Stopped
@@ -262,3 +262,18 @@ async def test_refused_mail_is_counted_by_its_sender(world: RaftWorld) -> None:
     replica.node.refusals.by_sender.clear()
     assert not replica.node.stopped and replica.core.is_leader
     await world.propose("goes on")
+
+
+@pytest.mark.quick
+def test_a_term_that_is_far_ahead_is_refused_and_the_group_goes_on() -> None:
+    """A term near the bound, taken once, left no term for the next election."""
+    raft = core()
+    raft.step(Envelope(2, 1, 5, RequestVote(False, 9, 4, False)))
+    assert raft.term == 5
+    for term in (MAX_NUMBER, 6 + MAX_TERM_JUMP):
+        for message in (RequestVote(False, 9, 4, True), AppendEntries(0, 0, (), 0, 0), TimeoutNow()):
+            with pytest.raises(PeerFault, match="names term"):
+                raft.step(Envelope(2, 1, term, message))
+    assert raft.term == 5
+    raft.step(Envelope(2, 1, 5 + MAX_TERM_JUMP, AppendEntries(0, 0, (), 0, 0)))
+    assert raft.term == 5 + MAX_TERM_JUMP

@@ -179,6 +179,7 @@ def enable(force: bool, controllers: str | None, timeout: float, output: str) ->
 
     with_session(controllers, run)
     _tell(output, "access control is on")
+    click.echo("renew the cluster's secret if others could read it: docs/security.md has the steps", err=True)
 
 
 def _check_processes(overview: Overview) -> None:
