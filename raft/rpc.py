@@ -68,7 +68,7 @@ class _ClientStream(Stream):
                     self.put(HERE, 0, "", b"")
         except Refused as error:
             self.why = str(error)
-            self._connection.refused(self.why, error.denied)
+            self._connection.refused(self, self.why, error.denied)
             self.abort()
         except MalformedStream as error:
             self.why = str(error)
@@ -116,6 +116,7 @@ class Connection:
         self.address, self._tls, self._who, self._expected = address, tls, who, expected
         self._cluster, self._on_break, self.on_post = cluster, on_break, on_post
         self._refusals = 0
+        self._denial: bytes | None = None  # what calls are answered that come before we may dial again
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
@@ -134,6 +135,8 @@ class Connection:
         """The answer. Raises Unreachable within `timeout` seconds."""
         stream = self._open()
         if stream is None:
+            if self._denial is not None:
+                return self._denial
             raise Unreachable(f"{self.address}: connection refused")
         if stream.queued_bytes >= MAX_QUEUED_BYTES:
             raise Unreachable(f"{self.address}: too much is queued")
@@ -184,24 +187,26 @@ class Connection:
             self.broke(stream, f"cannot connect: {error}")
 
     def welcomed(self) -> None:
-        self._refusals = 0
+        self._refusals, self._denial = 0, None
 
-    def refused(self, why: str, denied: bool) -> None:
+    def refused(self, stream: _ClientStream, why: str, denied: bool) -> None:
         """The two ends do not take each other. A call that is denied because of who we are is told so."""
         self._refusals += 1
         # At 1, 2, 4, 8, …: posts dial again all the time. Whoever calls is told by the answer.
         if not self._calls and self._refusals & (self._refusals - 1) == 0:
             log.warning("no stream to %s (%d times): %s", self.address, self._refusals, why)
-        if denied:
-            answer = refuse(Code.DENIED, why)
+        answer = refuse(Code.DENIED, why) if denied else None
+        if answer is not None:
             for number in list(self._calls):
                 self.answered(number, answer)
+        self.broke(stream, why)
+        self._denial = answer
 
     def broke(self, stream: _ClientStream, why: str) -> None:
         """The stream ended: what was on it is lost, or done and not told."""
         if self._stream is not stream:
             return
-        self._stream = None
+        self._stream, self._denial = None, None
         self._refused_until = self._loop.time() + RETRY_SECONDS
         calls, self._calls = self._calls, {}
         for future in calls.values():

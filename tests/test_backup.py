@@ -279,7 +279,7 @@ def test_an_upload_that_was_killed_goes_on_where_it_was(
 ) -> None:
     url, options = place
     fill(source, 12_000, seed=2)
-    environment = os.environ | CREDENTIALS | {"SHARDKV_CONTROLLERS": ",".join(source.controllers)}
+    environment = os.environ | CREDENTIALS | source.environment
     command = [*SHARDKV, "backup", "create", url, "--rate", "2", *options]
     upload = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = open_in_background(url, options)
@@ -366,7 +366,7 @@ def test_a_restore_that_was_cut_off_is_given_again(source: LiveCluster, tmp_path
 
 def cut_off(cluster: LiveCluster, url: str) -> None:
     """A restore that is killed while it writes."""
-    environment = os.environ | {"SHARDKV_CONTROLLERS": ",".join(cluster.controllers)}
+    environment = os.environ | cluster.environment
     cut = subprocess.Popen([*SHARDKV, "restore", url, "--rate", "1"], env=environment, cwd="/")
     wait_until(lambda: is_refused(cluster))
     assert cut.poll() is None, "it is throttled: it cannot be done yet"
