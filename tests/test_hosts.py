@@ -94,7 +94,7 @@ class Cluster:
         self._tls: list[list[str]] = []
         for number, address in enumerate(hosts.addresses):
             name = f"host-{number}"
-            more = ["--client"] if number >= HOSTS else []
+            more = ["--client"] if number >= HOSTS else ["--cluster", "hosts"]
             command = [*SHARDKV, "certs", str(directory), "--name", name, "--host", address, *more]
             subprocess.run(command, check=True, capture_output=True)
             files = {"cert": f"{name}.pem", "key": f"{name}.key", "ca": "ca.pem"}
