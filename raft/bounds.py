@@ -66,7 +66,7 @@ def flaw(envelope: Envelope) -> str | None:
             pass
         case _ as never:
             assert_never(never)
-    if any(number > MAX_NUMBER for number in numbers):
+    if numbers and max(numbers) > MAX_NUMBER:
         return f"a number out of bounds: {max(numbers)}"
     return None
 

@@ -1,4 +1,14 @@
-"""Envelopes to bytes and back. The only file in `raft` that knows protobuf.
+"""Envelopes to bytes and back: the bytes of raft's mail, and nothing else.
+
+    mail       magic "SKM", version u8, CRC32C u32 of all that follows; address; envelopes
+    address    length of the cluster's name u16, of the sender's address u16, group u32,
+               incarnation u64 of the sender's disk, u64 of the receiver's as the sender's log
+               knows it, number of envelopes u32; the cluster's name; the sender's address
+    envelope   kind u8, sender u64, receiver u64, term u64; then the message, by its kind
+    entry      index u64, term u64, kind u8, CRC32C u32, length u32; data
+
+Fixed fields rather than protobuf: a lone put is six pieces of mail, and parsing them cost a tenth of
+its CPU. `LAYOUTS` has the fields of each kind, in the order of the message's attributes.
 
 `decode_mail` takes bytes from the network: whatever they are, it returns mail
 or raises `MalformedMail`, and never anything else.
@@ -6,23 +16,47 @@ or raises `MalformedMail`, and never anything else.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable
-from typing import assert_never
+from collections.abc import Callable, Sequence
+from struct import Struct
+from struct import error as StructError
+from typing import Any
 
 import google_crc32c
-from google.protobuf.message import DecodeError
 
 from raft import messages as m
-from raft import raft_pb2 as pb
 from raft.bounds import flaw
 from raft.types import NOBODY, Entry, Kind, NodeId
 
-PROTOCOL_VERSION = 2
-
+PROTOCOL_VERSION = 3
 
 MAGIC = b"SKM"
-HEAD = struct.Struct("<3sBI")  # magic, version, CRC32C of the protobuf message that follows
+HEAD = Struct("<3sBI")
+ADDRESS = Struct("<HHIQQI")
+ENVELOPE = Struct("<BQQQ")
+ENTRY = Struct("<QQBII")
+
+# Kinds, and what follows the envelope of each. The numbers never change their meaning.
+APPEND_ENTRIES, INSTALL_SNAPSHOT = 3, 5
+LAYOUTS: dict[type[Any], tuple[int, Struct]] = {
+    m.RequestVote: (1, Struct("<?QQ?")),
+    m.RequestVoteReply: (2, Struct("<??")),
+    m.AppendEntries: (APPEND_ENTRIES, Struct("<QQQQI")),  # the last: how many entries follow
+    m.AppendReply: (4, Struct("<?QQQQQ??")),
+    m.InstallSnapshot: (INSTALL_SNAPSHOT, Struct("<QQQQIQI")),  # the last: how many bytes follow
+    m.InstallSnapshotReply: (6, Struct("<QQQ?Q")),
+    m.ReadIndex: (7, Struct("<Q")),
+    m.ReadIndexReply: (8, Struct("<QQ")),
+    m.TimeoutNow: (9, Struct("<")),
+}
+APPEND, SNAPSHOT = LAYOUTS[m.AppendEntries][1], LAYOUTS[m.InstallSnapshot][1]
+# kind → (layout, the message from its fields), for the kinds that are their fields alone
+PLAIN: dict[int, tuple[Struct, Callable[..., m.Message]]] = {
+    kind: (layout, message)
+    for message, (kind, layout) in LAYOUTS.items()
+    if kind not in (APPEND_ENTRIES, INSTALL_SNAPSHOT)
+}
+FIELDS = {kind: message.__slots__ for message, (kind, _) in LAYOUTS.items() if kind in PLAIN}
+KINDS = {kind.value: kind for kind in Kind}
 
 
 class MalformedMail(Exception):
@@ -40,7 +74,7 @@ def encode_mail(
     cluster: str,
     group: int,
     address: str,
-    envelopes: Iterable[m.Envelope],
+    envelopes: Sequence[m.Envelope],
     incarnation: int = 0,
     to_incarnation: int = 0,
 ) -> bytes:
@@ -49,21 +83,35 @@ def encode_mail(
     `incarnation` is that of the sender's disk, `to_incarnation` that of the receiver's as the
     sender's log knows it.
     """
-    mail = pb.Mail(
-        cluster=cluster,
-        group=group,
-        address=address,
-        incarnation=incarnation,
-        to_incarnation=to_incarnation,
-    )
+    name, listens = cluster.encode(), address.encode()
+    parts = [
+        ADDRESS.pack(len(name), len(listens), group, incarnation, to_incarnation, len(envelopes)),
+        name,
+        listens,
+    ]
     for envelope in envelopes:
-        _fill(mail.envelopes.add(), envelope)
-    body = mail.SerializeToString()
+        _put(parts, envelope)
+    body = b"".join(parts)
     return HEAD.pack(MAGIC, PROTOCOL_VERSION, google_crc32c.value(body)) + body
 
 
 def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Envelope]]:
     """The sender's address and the envelopes in `data`. Raises MalformedMail."""
+    to, address, envelopes = read_mail(data)
+    if to != (cluster, group):
+        raise MalformedMail(f"mail for cluster {to[0]!r} group {to[1]}, this is {cluster!r} group {group}")
+    for envelope in envelopes:
+        why = flaw(envelope)
+        if why is not None:
+            raise MalformedMail(f"replica {envelope.sender} at {address[:64]}: {why}", envelope.sender)
+    return address, envelopes
+
+
+def read_mail(data: bytes) -> tuple[tuple[str, int], str, list[m.Envelope]]:
+    """(cluster, group) that the mail is for, the sender's address, and what it says, believed or not.
+
+    Raises MalformedMail.
+    """
     if len(data) < HEAD.size or not data.startswith(MAGIC):
         raise MalformedMail(f"{len(data)} bytes are no mail")
     _, version, crc = HEAD.unpack_from(data)
@@ -75,152 +123,95 @@ def decode_mail(cluster: str, group: int, data: bytes) -> tuple[str, list[m.Enve
     if google_crc32c.value(body) != crc:
         raise MalformedMail(f"{len(data)} bytes of mail do not match their checksum")
     try:
-        mail = pb.Mail.FromString(body)
-    except DecodeError as error:
-        raise MalformedMail(f"{len(data)} bytes are no mail: {error}") from None
-    if mail.cluster != cluster or mail.group != group:
-        raise MalformedMail(
-            f"mail for cluster {mail.cluster!r} group {mail.group}, this is {cluster!r} group {group}"
-        )
-    disks = mail.incarnation, mail.to_incarnation
-    envelopes = [_envelope(envelope, *disks) for envelope in mail.envelopes]
-    for envelope in envelopes:
-        why = flaw(envelope)
-        if why is not None:
-            raise MalformedMail(f"replica {envelope.sender} at {mail.address[:64]}: {why}", envelope.sender)
-    return mail.address, envelopes
+        return _take(body)
+    except (StructError, ValueError, KeyError) as error:
+        # ValueError: text that is not UTF-8. KeyError: a kind that this version does not know.
+        raise MalformedMail(f"{len(data)} bytes are no mail: {error!r}") from None
 
 
-def _fill(target: pb.Envelope, envelope: m.Envelope) -> None:
-    target.sender, target.to, target.term = envelope.sender, envelope.to, envelope.term
+def _put(parts: list[bytes], envelope: m.Envelope) -> None:
     message = envelope.message
+    kind, layout = LAYOUTS[type(message)]
+    parts.append(ENVELOPE.pack(kind, envelope.sender, envelope.to, envelope.term))
     match message:
         case m.AppendEntries():
-            append = target.append_entries
-            append.prev_log_index = message.prev_log_index
-            append.prev_log_term = message.prev_log_term
-            append.leader_commit = message.leader_commit
-            append.read_seq = message.read_seq
+            parts.append(
+                APPEND.pack(
+                    message.prev_log_index,
+                    message.prev_log_term,
+                    message.leader_commit,
+                    message.read_seq,
+                    len(message.entries),
+                )
+            )
             for entry in message.entries:
-                append.entries.add(
-                    index=entry.index, term=entry.term, kind=entry.kind, data=entry.data, crc=entry.crc
+                parts += (
+                    ENTRY.pack(entry.index, entry.term, entry.kind, entry.crc, len(entry.data)),
+                    entry.data,
                 )
-        case m.AppendReply():
-            reply = target.append_reply
-            reply.SetInParent()
-            reply.success = message.success
-            reply.match_index = message.match_index
-            reply.read_seq = message.read_seq
-            reply.rejected_index = message.rejected_index
-            reply.conflict_term = message.conflict_term
-            reply.conflict_index = message.conflict_index
-            reply.low = message.low
-            reply.state_lost = message.state_lost
-        case m.RequestVote():
-            target.request_vote.CopyFrom(
-                pb.RequestVote(
-                    pre=message.pre,
-                    last_log_index=message.last_log_index,
-                    last_log_term=message.last_log_term,
-                    transfer=message.transfer,
-                )
-            )
-        case m.RequestVoteReply():
-            target.request_vote_reply.CopyFrom(pb.RequestVoteReply(pre=message.pre, granted=message.granted))
         case m.InstallSnapshot():
-            target.install_snapshot.CopyFrom(
-                pb.InstallSnapshot(
-                    last_index=message.last_index,
-                    last_term=message.last_term,
-                    total=message.total,
-                    offset=message.offset,
-                    data=message.data,
-                    crc=message.crc,
-                    stream=message.stream,
-                )
+            parts += (
+                SNAPSHOT.pack(
+                    message.last_index,
+                    message.last_term,
+                    message.total,
+                    message.offset,
+                    message.crc,
+                    message.stream,
+                    len(message.data),
+                ),
+                message.data,
             )
-        case m.InstallSnapshotReply():
-            target.install_snapshot_reply.CopyFrom(
-                pb.InstallSnapshotReply(
-                    last_index=message.last_index,
-                    chunk_offset=message.chunk_offset,
-                    offset=message.offset,
-                    done=message.done,
-                    stream=message.stream,
-                )
-            )
-        case m.ReadIndex():
-            target.read_index.CopyFrom(pb.ReadIndex(seq=message.seq))
-        case m.ReadIndexReply():
-            target.read_index_reply.CopyFrom(pb.ReadIndexReply(seq=message.seq, index=message.index))
-        case m.TimeoutNow():
-            target.timeout_now.SetInParent()
-        case _ as never:
-            assert_never(never)
-
-
-def _envelope(envelope: pb.Envelope, incarnation: int, to_incarnation: int) -> m.Envelope:
-    return m.Envelope(
-        envelope.sender, envelope.to, envelope.term, _message(envelope), incarnation, to_incarnation
-    )
-
-
-def _message(envelope: pb.Envelope) -> m.Message:
-    match envelope.WhichOneof("message"):
-        case "append_entries":
-            append = envelope.append_entries
-            return m.AppendEntries(
-                append.prev_log_index,
-                append.prev_log_term,
-                _entries(append),
-                append.leader_commit,
-                append.read_seq,
-            )
-        case "append_reply":
-            reply = envelope.append_reply
-            return m.AppendReply(
-                reply.success,
-                reply.match_index,
-                reply.read_seq,
-                reply.rejected_index,
-                reply.conflict_term,
-                reply.conflict_index,
-                reply.low,
-                reply.state_lost,
-            )
-        case "request_vote":
-            vote = envelope.request_vote
-            return m.RequestVote(vote.pre, vote.last_log_index, vote.last_log_term, vote.transfer)
-        case "request_vote_reply":
-            return m.RequestVoteReply(envelope.request_vote_reply.pre, envelope.request_vote_reply.granted)
-        case "install_snapshot":
-            chunk = envelope.install_snapshot
-            return m.InstallSnapshot(
-                chunk.last_index,
-                chunk.last_term,
-                chunk.total,
-                chunk.offset,
-                chunk.data,
-                chunk.crc,
-                chunk.stream,
-            )
-        case "install_snapshot_reply":
-            answer = envelope.install_snapshot_reply
-            return m.InstallSnapshotReply(
-                answer.last_index, answer.chunk_offset, answer.offset, answer.done, answer.stream
-            )
-        case "read_index":
-            return m.ReadIndex(envelope.read_index.seq)
-        case "read_index_reply":
-            return m.ReadIndexReply(envelope.read_index_reply.seq, envelope.read_index_reply.index)
-        case "timeout_now":
-            return m.TimeoutNow()
         case _:
-            raise MalformedMail("an envelope without a message that this version knows")
+            parts.append(layout.pack(*[getattr(message, field) for field in FIELDS[kind]]))
 
 
-def _entries(append: pb.AppendEntries) -> tuple[Entry, ...]:
-    try:
-        return tuple(Entry(e.index, e.term, Kind(e.kind), e.data, e.crc) for e in append.entries)
-    except ValueError as error:
-        raise MalformedMail(f"an entry of unknown kind: {error}") from None
+def _take(body: bytes) -> tuple[tuple[str, int], str, list[m.Envelope]]:
+    """Raises MalformedMail, struct.error, ValueError, KeyError."""
+    name_length, address_length, group, incarnation, to_incarnation, count = ADDRESS.unpack_from(body)
+    at = ADDRESS.size + name_length
+    cluster = _cut(body, ADDRESS.size, at).decode()
+    address = _cut(body, at, at + address_length).decode()
+    at += address_length
+    envelopes = []
+    for _ in range(count):  # ends by struct.error where there are fewer
+        kind, sender, to, term = ENVELOPE.unpack_from(body, at)
+        at += ENVELOPE.size
+        message: m.Message
+        if kind == APPEND_ENTRIES:
+            message, at = _append_entries(body, at)
+        elif kind == INSTALL_SNAPSHOT:
+            message, at = _install_snapshot(body, at)
+        else:
+            layout, of_fields = PLAIN[kind]
+            message = of_fields(*layout.unpack_from(body, at))
+            at += layout.size
+        envelopes.append(m.Envelope(sender, to, term, message, incarnation, to_incarnation))
+    if at != len(body):
+        raise MalformedMail(f"{len(body) - at} bytes after the last of {count} envelopes")
+    return (cluster, group), address, envelopes
+
+
+def _append_entries(body: bytes, at: int) -> tuple[m.AppendEntries, int]:
+    prev_index, prev_term, leader_commit, read_seq, count = APPEND.unpack_from(body, at)
+    at += APPEND.size
+    entries = []
+    for _ in range(count):  # ends by struct.error where there are fewer
+        index, term, kind, crc, length = ENTRY.unpack_from(body, at)
+        start = at + ENTRY.size
+        at = start + length
+        entries.append(Entry(index, term, KINDS[kind], _cut(body, start, at), crc))
+    return m.AppendEntries(prev_index, prev_term, tuple(entries), leader_commit, read_seq), at
+
+
+def _install_snapshot(body: bytes, at: int) -> tuple[m.InstallSnapshot, int]:
+    last_index, last_term, total, offset, crc, stream, length = SNAPSHOT.unpack_from(body, at)
+    start = at + SNAPSHOT.size
+    at = start + length
+    return m.InstallSnapshot(last_index, last_term, total, offset, _cut(body, start, at), crc, stream), at
+
+
+def _cut(body: bytes, start: int, end: int) -> bytes:
+    if end > len(body):
+        raise MalformedMail(f"{end - len(body)} bytes are missing at the end")
+    return body[start:end]

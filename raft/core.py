@@ -668,13 +668,14 @@ class Raft:
         self._out.promise(to, self.term, message)
 
     def _take_write(self) -> Write | None:
-        hard_state = HardState(self.term, self.voted_for)
-        changed = hard_state != self._saved
+        saved = self._saved
+        changed = saved.term != self.term or saved.voted_for != self.voted_for
         if not changed and not self._out.has_promises and not self.log.has_unwritten():
             return None
-        self._saved = hard_state
+        if changed:
+            self._saved = HardState(self.term, self.voted_for)
         self.disk.handed()
-        return Write(hard_state if changed else None, self.log.take_unwritten(), self._out.take_promises())
+        return Write(self._saved if changed else None, self.log.take_unwritten(), self._out.take_promises())
 
     def _take_committed(self) -> tuple[Entry, ...]:
         """Committed entries that are on our own disk too: the state machine never runs ahead of the log."""

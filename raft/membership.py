@@ -19,11 +19,8 @@ class Memberships:
 
     def __init__(self, index: Index, membership: Membership, entries: Iterable[Entry] = ()) -> None:
         self._history = [(index, membership)]
+        self.current = membership  # the newest: asked for by every message
         self.extend(entries)
-
-    @property
-    def current(self) -> Membership:
-        return self._history[-1][1]
 
     @property
     def index(self) -> Index:
@@ -48,7 +45,8 @@ class Memberships:
         before = len(self._history)
         for entry in entries:
             if entry.kind is Kind.MEMBERSHIP and entry.index > self.index:
-                self._history.append((entry.index, Membership.decode(entry.data)))
+                self.current = Membership.decode(entry.data)
+                self._history.append((entry.index, self.current))
         return len(self._history) > before
 
     def truncate(self, index: Index) -> bool:
@@ -56,6 +54,7 @@ class Memberships:
         before = len(self._history)
         while len(self._history) > 1 and self._history[-1][0] >= index:
             self._history.pop()
+        self.current = self._history[-1][1]
         return len(self._history) < before
 
     def compact(self, index: Index) -> None:
@@ -66,6 +65,7 @@ class Memberships:
     def restore(self, index: Index, membership: Membership) -> None:
         """The state machine is a snapshot at `index`; what the log says beyond still holds."""
         self._history = [(index, membership), *(item for item in self._history if item[0] > index)]
+        self.current = self._history[-1][1]
 
 
 def first_step(current: Membership, target: Membership) -> Membership:

@@ -128,16 +128,18 @@ class Outbox:
 
     def drain(self, write: Write | None, committed: tuple[Entry, ...]) -> Ready:
         """Everything since the last call. `write` holds the promises already."""
+        messages, self._messages = self._messages, []
+        if not (self._reads or self._failed_reads or self._snapshots_wanted or self._snapshot_mail):
+            return Ready(tuple(messages), write, committed)  # most turns of a busy group
         ready = Ready(
-            messages=tuple(self._messages),
-            write=write,
-            committed=committed,
-            reads=tuple(self._reads),
-            failed_reads=tuple(self._failed_reads),
-            snapshots_wanted=tuple(self._snapshots_wanted),
-            snapshot_mail=tuple(self._snapshot_mail),
+            tuple(messages),
+            write,
+            committed,
+            tuple(self._reads),
+            tuple(self._failed_reads),
+            tuple(self._snapshots_wanted),
+            tuple(self._snapshot_mail),
         )
-        self._messages.clear()
         self._reads.clear()
         self._failed_reads.clear()
         self._snapshots_wanted.clear()

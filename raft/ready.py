@@ -50,13 +50,15 @@ class Ready:
     messages: tuple[Envelope, ...]
     write: Write | None
     committed: tuple[Entry, ...]
-    reads: tuple[tuple[int, Index], ...]  # (ticket, index that must be applied before answering)
-    failed_reads: tuple[int, ...]  # leadership was lost, or no leader is known
-    snapshots_wanted: tuple[NodeId, ...]  # followers that need a snapshot streamed to them
-    snapshot_mail: tuple[Envelope, ...]  # chunks and answers, after the term rule
+    reads: tuple[tuple[int, Index], ...] = ()  # (ticket, index that must be applied before answering)
+    failed_reads: tuple[int, ...] = ()  # leadership was lost, or no leader is known
+    snapshots_wanted: tuple[NodeId, ...] = ()  # followers that need a snapshot streamed to them
+    snapshot_mail: tuple[Envelope, ...] = ()  # chunks and answers, after the term rule
 
 
 def joined(writes: Sequence[Write]) -> tuple[HardState | None, list[Entry]]:
     """What one append has to put on disk for several writes: the newest hard state, and all entries in order."""
+    if len(writes) == 1:
+        return writes[0].hard_state, list(writes[0].entries)
     hard_states = [write.hard_state for write in writes if write.hard_state is not None]
     return hard_states[-1] if hard_states else None, [entry for write in writes for entry in write.entries]

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 from client import AsyncShardClerk
-from raft import raft_pb2
 from raft.answers import Code
+from raft.codec import read_mail
 from raft.doors import Directory, Unreachable
 from raft.errors import DamagedState
 from raft.memory_state import StateFile
@@ -615,9 +615,5 @@ def describe(method: str, payload: bytes) -> str:
     """A message as a person reads it."""
     if method != "raft":
         return f"{method}, {len(payload)} bytes"
-    lines = []
-    for envelope in raft_pb2.Mail.FromString(payload).envelopes:
-        kind = envelope.WhichOneof("message")
-        fields = " ".join(f"{f.name}={v}" for f, v in getattr(envelope, kind).ListFields() if f.name != "data")
-        lines.append(f"term {envelope.term} {kind} {fields}"[:300].replace("\n", " "))
-    return "; ".join(lines)
+    _, _, envelopes = read_mail(payload)
+    return "; ".join(f"term {each.term} {each.message}"[:300].replace("\n", " ") for each in envelopes)
