@@ -127,12 +127,12 @@ async def made(store: InMemory, *logs: Log) -> Manifest:
 
 
 async def restored(store: InMemory, directory: Path, at_ms: int) -> set[str]:
-    """The keys at a moment. Raises BackupError."""
+    """The keys at a moment, without the engine's prefix. Raises BackupError."""
     work = Restore(store, directory)
     try:
         manifest = await work.choose("", at_ms)
         pieces = await work.revive(manifest, at_ms)
-        return {key.decode() for piece in pieces for key, _ in work._groups[piece.group].pairs(piece)}
+        return {key[1:].decode() for piece in pieces for key, _ in work._groups[piece.group].pairs(piece)}
     finally:
         work.close()
 

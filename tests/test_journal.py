@@ -72,7 +72,7 @@ def test_a_journal_goes_with_its_loan() -> None:
     giver.machine.ownership.closed(1, 2, 0)
     released = giver.machine.ownership.released(1, 2)
     for effect in released:
-        giver.machine._carry_out(effect)
+        giver.machine._carry_out(effect, may_inherit=True)
     giver.machine._commit(giver.machine.applied)
     assert not list(giver.machine.engine.scan(b"d", b"e")) + giver.journal()
     assert not list(giver.machine.engine.scan(*layout.place_range(1)))
