@@ -756,7 +756,10 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     thaws_without_asking: (take_back_story, 40),
     closes_for_a_taker_without_room_and_waits: (cluster_story, 60),
     takes_back_what_was_not_given_up: (take_back_story, 40),
-    the_journal_follows_the_batches: (cluster_story, 150),
+    the_journal_follows_the_batches: (
+        directed(test_units.test_replicas_agree_however_entries_are_batched),
+        1,
+    ),
     joint_reads_ask_one_half: (directed(test_promises.test_a_read_while_joint_asks_both_halves, (4, 5)), 1),
     learners_count_in_the_read_quorum: (
         directed(test_promises.test_learners_confirm_neither_reads_nor_leases),
