@@ -640,6 +640,7 @@ def a_snapshots_membership_is_lost(patch: pytest.MonkeyPatch) -> None:
 def a_restore_forgets_the_memberships_of_the_kept_suffix(patch: pytest.MonkeyPatch) -> None:
     def restore(self: Memberships, index: int, membership: Membership) -> None:
         self._history = [(index, membership)]
+        self.current = membership
 
     patch.setattr(Memberships, "restore", restore)
 

@@ -42,6 +42,8 @@ def test_users_tests_run_on_the_fixtures(tmp_path: Path) -> None:
             "pytest",
             "-q",
             "-p",
+            "no:shardkv",
+            "-p",
             "shardkv.testing",
             "-p",
             "no:cacheprovider",
