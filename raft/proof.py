@@ -7,8 +7,12 @@ The scheme is SCRAM-SHA-256 (RFC 5802, RFC 7677) with the server's proof first:
     the end that was dialled:  HMAC(server key, transcript)
     the end that dialled:      client key XOR HMAC(stored key, transcript)
 
-Whoever checks a login needs only the `Verifier`, the stored key and the server key: they prove
-nothing to another server. SCRAM derives its keys from a password by a slow function. The secrets
+Whoever checks a login needs only the `Verifier`, the stored key and the server key. The verifier alone
+cannot log in. But whoever has the verifier *and* has recorded one login of that user can compute the
+client key, and whoever has the server key can pose as a server to that user. So verifiers travel and
+lie where only processes of the cluster read them, and need TLS on a network where others listen.
+
+SCRAM derives its keys from a password by a slow function. The secrets
 here are 256 random bits, which nobody can guess however fast the function is, so one HMAC is enough.
 
 The transcript (`greeting.py`) has both nonces and says who both ends are and what the dialling end

@@ -46,9 +46,8 @@ class TcpTransport:
         self._incarnation = incarnation  # of our disk
         self._incarnations: Mapping[NodeId, int] = {}  # of the others', as the log knows them
         self.on_unreachable: Callable[[NodeId], None] = lambda node: None
-        self.on_answers: Callable[[Sequence[Envelope]], None] = lambda envelopes: (
-            None
-        )  # of those whom we dialled
+        # Called with what those whom we dialled post back to us.
+        self.on_answers: Callable[[Sequence[Envelope]], None] = lambda envelopes: None
         self.on_refused: Callable[[NodeId, str], None] = lambda sender, why: log.warning("refused: %s", why)
         self._connections: dict[NodeId, Connection] = {}
         self._answering: dict[NodeId, ServerStream] = {}  # streams of those that our log does not name

@@ -32,7 +32,7 @@ from raft.unreadable import Unreadable
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv.options import ProcessOptions
 
-FORMAT = 4  # 3: a group has an incarnation; 4: a disk has one
+FORMAT = 5  # 3: a group has an incarnation; 4: a disk has one; 5: shards are fenced by restores, records are inherited
 IDENTITY = "identity.json"
 LEARN_SECONDS = 30.0
 

@@ -1,7 +1,7 @@
 """The file with the cluster's secrets: one a line, the first is the one that this process proves itself by.
 
-The file is looked at every second, so that a secret can be renewed without a restart
-(`shardkv admin access renew`, docs/security.md). A file that cannot be read, or has nothing sound in it,
+The process looks at the file every second, so an operator can renew a secret without a restart
+(docs/security.md, "Drill: another secret"). A file that cannot be read, or has nothing sound in it,
 changes nothing: the process goes on with the secrets that it has, and says so.
 """
 

@@ -59,6 +59,8 @@ class Faults:
         }
         if world.settings.hanging_disks:
             kinds[self._hanging_disk] = 1.0
+        if world.settings.flipped_bits:
+            kinds[self._flip_state] = 2.0
         drawn = {kind: weight * rng.choice([0, 0, 1, 1, 3]) for kind, weight in kinds.items()}
         self._kinds = {kind: weight for kind, weight in drawn.items() if weight}
         self._change_rate = rng.choice([0.1, 0.3, 0.6])
