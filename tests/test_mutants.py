@@ -371,7 +371,17 @@ def records_do_not_move(patch: pytest.MonkeyPatch) -> None:
 
 
 def records_do_not_split(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Records, "copy", lambda self, source, target: None)
+    """The new shard answers no retry of what the whole has done."""
+    original, looked_up = Records.inherit, Records._with_inherited
+
+    def inherit(self: Records, row: Row) -> bool:
+        return not row.folds or original(self, row)
+
+    def with_inherited(self: Records, row: Row, session: bytes, own: bytes | None) -> bytes | None:
+        return looked_up(self, row, session, own) if row.folds else own
+
+    patch.setattr(Records, "inherit", inherit)
+    patch.setattr(Records, "_with_inherited", with_inherited)
 
 
 def records_are_not_in_the_snapshot(patch: pytest.MonkeyPatch) -> None:
