@@ -184,3 +184,13 @@ def test_the_answer_to_a_chunk_waits_for_its_term_and_keeps_it() -> None:
     raft.step(append(3, 4, (0, 0)))  # a newer term, which the disk does not know
     raft.answer_chunk(2, 3, answer)
     assert Envelope(1, 2, 3, answer) in raft.ready(0.0).messages
+
+
+def test_a_vote_in_a_term_that_is_durable_already_is_in_the_write_that_it_leaves_with() -> None:
+    """The disk knows term 3 without a vote. A vote that only memory had could be given twice after a crash."""
+    raft = core(HardState(3, 0))
+    raft.step(Envelope(2, 1, 3, RequestVote(False, 0, 0, True)))
+    write = raft.ready(0.0).write
+    assert write is not None
+    assert write.hard_state == HardState(3, 2)
+    assert promised(write) == [RequestVoteReply(pre=False, granted=True)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from raft.answers import Code, parse
 from raft.codec import encode_mail
 from raft.doors import Unreachable
 from raft.framing import CALL, HELLO, POST, RECORD, MalformedStream, Parser, pack_hello
-from raft.gate import LOGIN, STRANGER, Caller, Login, Node, Operator, Who
+from raft.gate import LOGIN, STRANGER, Caller, Gate, Kind, Login, Node, OpenGate, Operator, Who
 from raft.greeting import Channel, Dialling, Greeter, Greeting, NotKnownYet, Refused
-from raft.hello import Hello, Welcome
+from raft.hello import NONCE_BYTES, Hello, Welcome, transcript
 from raft.messages import Envelope, ReadIndex
 from raft.node_name import Member, NodeName, common_name, is_for, names_in
 from raft.proof import Verifier, client_proof, key_id
@@ -38,14 +39,20 @@ USERS = {"app": Verifier.of(TOKEN)}
 class Server:
     """One process's streams on loopback: keeps what was posted, and echoes calls."""
 
-    def __init__(self, member: Member = A, secrets: Secrets | None = None, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        member: Member = A,
+        secrets: Secrets | None = None,
+        tls: Tls | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self.calls: list[tuple[str, bytes]] = []
         self.posts: list[tuple[bytes, ServerStream]] = []
         self.streams: list[ServerStream] = []
         hashes = (tls.certificate_hash(),) if tls is not None else ()
         known = Secrets([SECRET]) if secrets is None else secrets
         self.greeter = Greeter(member, known, (), USERS.get, lambda: hashes)
-        self._tls = tls
+        self._tls, self._gate = tls, gate
 
     async def open(self) -> Server:
         loop = asyncio.get_running_loop()
@@ -60,7 +67,10 @@ class Server:
             return b"\0" + payload
 
         stream = ServerStream(
-            self.greeter, handler, lambda method, payload, stream: self.posts.append((payload, stream))
+            self.greeter,
+            handler,
+            lambda method, payload, stream: self.posts.append((payload, stream)),
+            self._gate,
         )
         self.streams.append(stream)
         return stream
@@ -357,6 +367,33 @@ def test_a_secret_is_renewed_while_both_are_accepted() -> None:
     story(tell)
 
 
+class Changing(OpenGate):
+    """Everybody may do everything, until `still` is false."""
+
+    still = True
+
+    def is_still(self, caller: Caller) -> bool:
+        return self.still
+
+
+@pytest.mark.quick
+def test_the_stream_of_a_caller_who_is_not_accepted_any_more_is_ended() -> None:
+    async def tell() -> None:
+        gate = Changing()
+        server = await Server(gate=gate).open()
+        async with dialled(server.address, node()) as connection:
+            await connection.call("echo", b"x", 5.0)
+            (stream,) = server.streams
+            stream.recheck()
+            await connection.call("echo", b"nothing has changed for this caller", 5.0)
+            gate.still = False
+            stream.recheck()
+            await eventually(lambda: not stream.is_open)
+        server.close()
+
+    story(tell)
+
+
 # ---- under TLS
 
 
@@ -512,6 +549,32 @@ def test_no_handshake_that_was_tampered_with_proves_anything(who: Who, data: st.
 
     with pytest.raises((Refused, MalformedStream)):
         meet(who, (1, 1), damage)
+
+
+@pytest.mark.quick
+def test_a_proof_is_one_of_all_that_both_ends_have_said() -> None:
+    """A relay that writes into a hello what the other process wants to see there changes the transcript."""
+    hello = Hello(bytes(NONCE_BYTES), Kind.NODE, "c", 1, 2, "app", b"key", "h:1", b"seen")
+    welcome = Welcome(bytes(NONCE_BYTES), A, b"")
+    other = bytes([1]) * NONCE_BYTES
+    hellos = [
+        replace(hello, **change)
+        for change in (
+            {"nonce": other},
+            {"kind": Kind.OPERATOR},
+            {"cluster": "d"},
+            {"group": 2},
+            {"replica": 3},
+            {"name": "root"},
+            {"key": b"other"},
+            {"dialled": "h:2"},
+            {"seen": b"what the other process wants to see"},
+        )
+    ]
+    assert len(hellos) == len(fields(Hello)), "a field that is not in the transcript is not proven"
+    said = {transcript(each, welcome) for each in (hello, *hellos)}
+    said |= {transcript(hello, replace(welcome, nonce=other)), transcript(hello, replace(welcome, member=B))}
+    assert len(said) == 1 + len(hellos) + 2
 
 
 @pytest.mark.quick
