@@ -153,7 +153,8 @@ class ClerkCore:
     def refused(self, shard: ShardId, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None:
         self._router.refused(shard, gid, hint, addresses)
 
-    def refresh(self) -> None:
+    def has_no_answer(self, gid: Gid) -> None:
+        self._router.forget(gid)
         self._router.refresh()
 
     def route_again(self, operations: list[Operation], pause: float) -> None:

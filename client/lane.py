@@ -61,8 +61,8 @@ class Owner(Protocol):
 
     def refused(self, shard: int, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None: ...
 
-    def refresh(self) -> None:
-        """Ask whether the map has changed."""
+    def has_no_answer(self, gid: Gid) -> None:
+        """Nobody whom we know of this group answers for it now: trust the map alone, and ask whether it has changed."""
 
     def route_again(self, operations: list[Operation], pause: float) -> None:
         """These were not done here: find them a lane after `pause` seconds."""
@@ -145,6 +145,9 @@ class Lane:
             if operation.after is not None and not _may_go(operation, frame):
                 continue
             operation.frame = frame
+            operation.sent = (
+                True  # from here on nobody may call it undone, though the frame is packed in a later turn
+            )
             taken.append(operation)
             size += len(operation.key) + len(operation.value)
         return tuple(taken)
@@ -171,7 +174,6 @@ class Lane:
         sections = self._sections(operations)
         issued_ms = least_ms = self._owner.heard.issue_ms(self._gid)
         for operation in operations:  # hot: runs per operation
-            operation.sent = True
             if not operation.issued_ms:
                 operation.issued_ms = issued_ms
             elif operation.issued_ms < least_ms:
@@ -215,7 +217,7 @@ class Lane:
         self, operations: tuple[Operation, ...], why: str, addresses: tuple[str, ...], address: str
     ) -> None:
         self._leader = self._next(addresses, address)
-        self._owner.refresh()  # perhaps nobody is there any more, and the map says who is now
+        self._owner.has_no_answer(self._gid)
         self._again(operations, why, doubt=True)
 
     def _choose(self, addresses: tuple[str, ...]) -> str:
@@ -267,6 +269,7 @@ class Lane:
                 self._again(operations, f"{address}: {code.name} {text}", doubt=True)
             case _:
                 self._leader = self._next(addresses, address)
+                self._owner.has_no_answer(self._gid)
                 self._again(operations, f"{address}: {code.name} {text}", doubt=code is Code.STOPPED)
 
     def _settle(self, shard: int, members: list[Operation], reply: SectionReply) -> None:  # hot

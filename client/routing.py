@@ -1,7 +1,7 @@
 """Which group serves a key: a cached shard map, kept up to date by asking for what changed.
 
 The map is only a hint: groups decide, when they apply. A group that does not serve
-a shard says who may; that overrides the map for the shard until the map changes.
+a shard says who may; that overrides the map for the shard until the map changes, or nobody answers there.
 """
 
 from __future__ import annotations
@@ -61,6 +61,14 @@ class Router:
         else:
             self._overrides.pop(shard, None)
         self.refresh()
+
+    def forget(self, gid: Gid) -> None:
+        """Follow no hint at this group any more: the group that gave the hint may serve the shard by now.
+
+        If it does not, it gives the hint again. A group that has left the map tells nobody where its
+        replicas are, so the addresses in a hint may be out of date for good.
+        """
+        self._overrides = {shard: hint for shard, hint in self._overrides.items() if hint != gid}
 
     def refresh(self) -> None:
         """Ask for news, unless that is being done."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from client import AsyncShardClerk, OutcomeUnknown
+from raft.answers import Code, answer, refuse
+from raft.doors import Unreachable
 from shardctrler import planner
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.codec import config_to_pb
@@ -98,5 +102,45 @@ def test_a_reply_to_something_else_is_no_answer() -> None:
                 await clerk.put("k", "v", timeout=0.2)
             dialer.short_by = 0
             await clerk.put("k", "v")
+
+    asyncio.run(story())
+
+
+class Moving(OneGroup):
+    """The shard goes from group 2, which has left the map, to group 1. Of group 2 the clerk knows one replica,
+    which does not lead; where the leader is now nobody has told the controllers."""
+
+    def __init__(self, old: Callable[[], bytes]) -> None:
+        super().__init__()
+        self.old, self.asked = old, Counter[str]()
+
+    async def call(self, address: str, method: str, payload: bytes, timeout: float) -> bytes:
+        if not method.startswith("kv."):
+            return await super().call(address, method, payload, timeout)
+        self.asked[address] += 1
+        if address == "old:1":
+            return self.old()
+        if self.asked[address] == 1:  # still on its way: asked again, group 1 would serve
+            hint = frames.pack_refusal(frames.SectionStatus.WRONG_GROUP, 2, ("old:1",))
+            sections = list(frames.unpack_sections(payload))
+            return answer(frames.pack_reply(1, [hint] * len(sections)))
+        return await super().call(address, method, payload, timeout)
+
+
+def unreachable() -> bytes:
+    raise Unreachable("old:1: connection refused")
+
+
+@pytest.mark.parametrize(
+    "old", [lambda: refuse(Code.NOT_LEADER, "elsewhere:1"), lambda: refuse(Code.STOPPED, ""), unreachable]
+)
+def test_a_hint_at_a_group_that_does_not_answer_for_the_shard_is_dropped(old: Callable[[], bytes]) -> None:
+    """Soak seed 232: the hint held until the map changed, and the write went to a follower for 60 seconds."""
+
+    async def story() -> None:
+        dialer = Moving(old)
+        async with AsyncShardClerk(["c:1"], dialer=dialer) as clerk:
+            await clerk.put("k", "v", timeout=2.0)
+        assert dialer.asked == {"g:1": 2, "old:1": 1}
 
     asyncio.run(story())

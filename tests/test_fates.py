@@ -24,7 +24,8 @@ from client import (
     ShardKVError,
     ValueTooLarge,
 )
-from client.operations import Numbering
+from client.core import WRITE_LANE
+from client.operations import Numbering, Operation
 from raft.answers import Code
 from raft.room import Room, has_room
 from shardkv import frames
@@ -496,3 +497,27 @@ async def test_a_scan_over_many_pages_gives_each_pair_once(group: OneGroup, cler
 
 def test_statuses_keep_their_numbers() -> None:
     assert frames.Status.LOCKED == 7 and frames.Status.ABANDONED == 8 and frames.FIRST_UNRECORDED == 16
+
+
+@against_one_group
+async def test_a_write_whose_time_is_up_as_its_frame_is_packed_is_not_called_undone(
+    group: OneGroup, clerk: AsyncShardClerk
+) -> None:
+    """Soak seed 247: the lane had taken the write, the frame left a turn later, and in between its time was up.
+
+    The clerk said "not done", and the write was done.
+    """
+    loop, core = asyncio.get_running_loop(), clerk._core
+    waiter: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+    # An older write that goes on keeps the session's low-water mark below the late one.
+    older = asyncio.ensure_future(clerk.put("older", "one"))
+    await asyncio.sleep(0)
+    # The lane takes both in the next turn; the sweep comes right behind, and the frame's task after that.
+    core.submit(Operation(frames.PUT, b"k", b"v", loop.time() - 1, waiter), WRITE_LANE)
+    loop.call_soon(core._sweep)
+    with pytest.raises(DeadlineExceeded) as error:
+        await waiter
+    await older
+    await clerk.put("after", "it")
+    assert [key for _, _, key, _ in operations(group.frames[1])] == [b"older", b"k"], "they share a frame"
+    assert isinstance(error.value, OutcomeUnknown) or group.value(b"k") is None
