@@ -37,6 +37,11 @@ class Invariants:
         self._config_num: dict[Gid, int] = {}
         self._configs: dict[int, bytes] = {}  # configuration number -> the map, as first seen
 
+    @property
+    def newest_config(self) -> int:
+        """The highest number of a configuration that any controller has ever applied."""
+        return max(self._configs, default=0)
+
     def forget(self, gid: Gid) -> None:
         """All disks of a group are gone: what comes under its number is another group."""
         for facts in (self._applied, self._commits, self._newest, self._served, self._config_num):

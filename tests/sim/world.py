@@ -390,6 +390,8 @@ class World:
         """Whether the group has left in good order: nobody waits for it, and it waits for nobody."""
         controllers = [p.server.machine for p in self.of(CONTROLLER) if isinstance(p.server, ControllerServer)]
         newest = max((machine.config.num for machine in controllers), default=0)
+        if newest < self.invariants.newest_config:
+            return False  # none that runs knows the map of now: they have just started, or are being repaired
         groups: dict[int, list[ShardMachine]] = {p.gid: [] for p in self.processes.values() if p.gid}
         for process in self.processes.values():
             if isinstance(process.server, GroupServer) and process.rsm.is_leader:
