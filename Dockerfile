@@ -14,7 +14,7 @@ FROM ${PYTHON}
 COPY --from=build /opt/shardkv /opt/shardkv
 ENV PATH=/opt/shardkv/bin:$PATH PYTHONUNBUFFERED=1
 # Not root; a volume that is mounted here must belong to it.
-RUN useradd --system --uid 10001 --no-create-home shardkv && install -d -o shardkv /var/lib/shardkv
+RUN useradd --system --uid 10001 --no-create-home shardkv && install -d -m 0700 -o shardkv /var/lib/shardkv
 USER shardkv
 VOLUME /var/lib/shardkv
 # SIGTERM, which a runtime sends by default, hands leadership over and ends in order.

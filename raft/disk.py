@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from raft.errors import DirectoryInUse
+from raft.private import FILE, make_directory, tighten
 from raft.unreadable import Unreadable, first_unreadable, is_unreadable
 
 log = logging.getLogger(__name__)
@@ -91,18 +92,19 @@ class RealDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        path.mkdir(parents=True, exist_ok=True)
+        make_directory(path)
         _sync_path(path)
         self.path = path
         self.on_append: Callable[[float], None] = lambda seconds: None  # called on the disk's thread
         self._run = ThreadPoolExecutor(1, thread_name_prefix=f"disk-{path.name}")
         self._housekeeping = ThreadPoolExecutor(1, thread_name_prefix=f"files-{path.name}")
-        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
             raise DirectoryInUse(f"{path} is in use by another process") from None
+        tighten(path)
         for leftover in path.glob(f"*{TEMPORARY}"):
             leftover.unlink()  # a replace that a crash cut short: it never happened
         _sync_directory(path)  # before any of these names is rested on; see `doors.Directory`
@@ -143,7 +145,7 @@ class RealDirectory:
         """Write aside, sync, rename, sync the directory: a crash leaves all or nothing."""
         temporary = self.path / (name + TEMPORARY)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o644)
+        descriptor = os.open(temporary, flags, FILE)
         try:
             _write_all(descriptor, data, 0)
             os.fsync(descriptor)

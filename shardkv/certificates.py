@@ -96,6 +96,7 @@ def _host(host: str) -> Any:
 def _write(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # also where the file was there, and whatever the umask is
         file.write(data)
 
 

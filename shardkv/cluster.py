@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raft.private import FILE, make_directory
 from shardkv.identity import IDENTITY
 from shardkv.secret_file import MANIFEST, SECRET, fresh_secret, write_secrets
 
@@ -125,7 +126,8 @@ class Cluster:
             "tls": self.tls,
         }
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+        with open(temporary, "w", opener=_private) as file:
+            file.write(json.dumps(manifest, indent=1) + "\n")
         temporary.rename(path)
 
     @property
@@ -222,8 +224,8 @@ class Cluster:
                     f"port {port} is in use by another program: stop that, or give another --port or --data"
                 ) from None
         data = Path(process.data)
-        data.mkdir(parents=True, exist_ok=True)
-        with (data / "log").open("ab") as output:
+        make_directory(data)
+        with open(data / "log", "ab", opener=_private) as output:
             child = subprocess.Popen(
                 self.command(process),
                 stdin=subprocess.DEVNULL,
@@ -270,6 +272,10 @@ class Cluster:
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, FILE)
 
 
 def _signal(process: Process, number: int) -> None:

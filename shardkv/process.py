@@ -32,6 +32,7 @@ from raft.disk import RealDirectory, free_bytes
 from raft.errors import DamagedState, StorageError
 from raft.frontdoor import FrontDoor, Pipes, private_socket
 from raft.gate import Node
+from raft.private import keep_private, warn_if_open
 from raft.reconfigure import hand_over
 from raft.repair import note_damage, open_or_repair
 from raft.rpc import TcpDialer
@@ -314,7 +315,11 @@ def run(options: ProcessOptions) -> int:
     if not __debug__:
         print("shardkv does not run under python -O: its assertions guard the data", file=sys.stderr)
         return 2
+    keep_private()
     configure(options.log_format, options.log_level)
+    for secret in (options.secret_file, options.tls.key if options.tls is not None else None):
+        if secret is not None:
+            warn_if_open(secret)
     # As many connections and tables as we may; the soft limit is for programs that use select(2).
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -14,8 +14,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
+from raft.private import make_directory, tighten
 from shardkv.backup.errors import BackupError, Missing
-from shardkv.backup.store import Found, Store
+from shardkv.backup.store import PLACES, Found, Store
 
 ATTEMPT_SECONDS = "60s"
 
@@ -79,6 +80,9 @@ def open_object_store(url: str, endpoint: str, region: str) -> ObjectStore:
             path = Path(url.removeprefix("file://"))
             if not path.is_absolute():
                 raise BackupError(f"{url}: a path after file:// begins with /")
+            make_directory(path)
+            for below in PLACES:  # the directory itself may be shared with others; these are ours
+                tighten(path / below, deep=False)
             return ObjectStore(url, LocalStore(path, automatic_cleanup=False, mkdir=True))
         if url.startswith("s3://"):
             options: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from shardkv.backup.errors import BackupError, Damaged
 
+PLACES = ("chunks", "backups", "pending", "cleaning", "archive")  # the first part of every object's name
 LEVEL = 1  # of zlib: more costs more time than the space is worth
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from raft.private import keep_private
+
 from shardkv.cli.lazy import LazyGroup
 
 COMMANDS = {
@@ -39,6 +41,7 @@ def main() -> None:
 
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 not reachable or timed out.
     """
+    keep_private()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import click
 
 from client import ShardClerk, ShardKVError
 from raft.node_name import names_in
+from raft.private import make_directory, tighten
 from shardctrler import shardctrler_pb2 as pb
 from shardctrler.query import AdminRefused, ControllerUnavailable
 from shardkv.cli.admin import Session, with_session
@@ -33,7 +34,7 @@ from shardkv.cli.common import (
 from shardkv.cluster import Cluster, ClusterError, Process, interrupted_by_signals
 from shardkv.observe.overview import Overview, problems, wait_settled
 from shardkv.ports import free_port_base
-from shardkv.secret_file import MANIFEST
+from shardkv.secret_file import MANIFEST, SECRET
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5
@@ -153,10 +154,12 @@ def _prepare(
     web_port: int | None,
     ephemeral: bool,
 ) -> Cluster:
+    make_directory(data)
+    for path in (data, data / MANIFEST, data / SECRET):  # each process sees to its own directory
+        tighten(path, deep=False)
     if (data / MANIFEST).exists():
         cluster = Cluster.load(data)
     else:
-        data.mkdir(parents=True, exist_ok=True)
         tls = find_tls()
         files = tls.files() if tls is not None else {}
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
