@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from raft.private import keep_private
-
 from shardkv.cli.lazy import LazyGroup
 
 COMMANDS = {
