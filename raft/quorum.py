@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
+from raft.bounded_json import parse_json
 from raft.types import MAX_NODE, Index, NodeId
+
+MAX_BYTES = 1 << 20  # of an encoded membership
 
 
 class Vote(Enum):
@@ -83,7 +86,7 @@ class Membership:
     def decode(cls, data: bytes) -> Membership:
         """Raises ValueError for what `encode` did not make."""
         try:
-            fields = json.loads(data)
+            fields = parse_json(data, MAX_BYTES)
             disks = {int(node): int(disk, 16) for node, disk in fields.get("incarnations", {}).items()}
             if not all(0 < disk < 1 << 64 for disk in disks.values()):
                 raise ValueError("an incarnation has 64 bits")

@@ -8,7 +8,6 @@ time is up; admin requests carry an identity, so that trying again is safe.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from raft.answers import Code, parse
+from raft.bounded_json import parse_json
 from raft.clock import HeardClock
 from raft.doors import Dialer, Unreachable
 from shardctrler import shardctrler_pb2 as pb
@@ -142,7 +142,11 @@ class ControllerClient:
 
     async def users(self, timeout: float) -> dict[str, Any]:
         """Who there is, without secrets. Raises AccessDenied, ControllerUnavailable."""
-        found: dict[str, Any] = json.loads(await self._call("ctl.users", pb.AccountsRequest(), timeout))
+        body = await self._call("ctl.users", pb.AccountsRequest(), timeout)
+        try:
+            found: dict[str, Any] = parse_json(body)
+        except ValueError as error:
+            raise ControllerUnavailable(f"a controller answers what is no list of users: {error}") from None
         return found
 
     async def _call(

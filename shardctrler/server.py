@@ -17,6 +17,7 @@ from typing import ClassVar
 from google.protobuf.message import DecodeError
 
 from raft.answers import Code, answer, refuse
+from raft.bounded_json import parse_json
 from raft.errors import Busy, Lost, NoRoom, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
 from raft.reconfigure import reconfigure
 from raft.rsm import ReplicatedMachine
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_WAIT_MS = 60_000
 MAX_CHANGES = 256
 MAX_WAITING = 20_000  # long polls at once; beyond, Busy
+MAX_MEMBERS_BYTES = 1 << 20  # of a request to change the members
 MEMBERS_SECONDS = 30.0  # one attempt at a change of the membership
 
 
@@ -54,7 +56,7 @@ async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
 
     "disks", the incarnations (hex) that some of them are to have, may be left out. Asked again, it goes on from where the group is. Raises RaftError, ValueError.
     """
-    fields = json.loads(payload)
+    fields = parse_json(payload, MAX_MEMBERS_BYTES)
     if not isinstance(fields, dict) or not isinstance(fields.get("voters"), dict):
         raise ValueError("members are voters and learners")
     voters, learners = _members(fields["voters"]), _members(fields.get("learners", {}))

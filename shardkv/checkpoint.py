@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raft.bounded_json import parse_json
 from raft.errors import DamagedState
 from raft.types import SnapshotMeta
 from raft.unreadable import as_damage
@@ -213,13 +214,13 @@ class CheckpointSink:
 def read_manifest(data: bytes, meta: SnapshotMeta) -> list[tuple[str, FileSum]]:
     """The files that a stream will bring. Raises ValueError for what cannot be a checkpoint at `meta`."""
     try:
-        manifest = json.loads(data)
+        manifest = parse_json(data)
         applied = SnapshotMeta(*map(int, manifest["applied"]))
         files = [
             (str(name), FileSum(int(size), str(digest), str(tail)))
             for name, size, digest, tail in manifest["files"]
         ]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"a manifest that cannot be read: {error!r}") from None
     if applied != meta:
         raise ValueError(f"the checkpoint is of {applied}, and was announced as {meta}")

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raft.bounded_json import parse_json
 from raft.private import FILE, make_directory
 from shardkv.identity import IDENTITY
 from shardkv.secret_file import MANIFEST, SECRET, fresh_secret, write_secrets
@@ -100,9 +101,11 @@ class Cluster:
         """Raises ClusterError where there is none."""
         path = directory / MANIFEST
         try:
-            found = json.loads(path.read_text())
+            found = parse_json(path.read_text())
         except FileNotFoundError:
             raise ClusterError(f"{path} is not there: no cluster was started in {directory}") from None
+        except ValueError as error:
+            raise ClusterError(f"{path} is damaged: {error}") from None
         return cls(
             directory,
             found["cluster"],

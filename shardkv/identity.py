@@ -20,6 +20,7 @@ from random import Random
 
 import google_crc32c
 
+from raft.bounded_json import parse_json
 from raft.disk import RealDirectory
 from raft.doors import Directory
 from raft.errors import WrongDirectory
@@ -33,6 +34,7 @@ from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv.options import ProcessOptions
 
 FORMAT = 5  # 3: a group has an incarnation; 4: a disk has one; 5: shards are fenced by restores, records are inherited
+MAX_BYTES = 1 << 20  # of the file
 IDENTITY = "identity.json"
 LEARN_SECONDS = 30.0
 
@@ -80,7 +82,7 @@ class Identity:
     def decode(cls, data: bytes) -> Identity:
         """Raises ValueError for damage and for another format."""
         try:
-            fields = json.loads(data)
+            fields = parse_json(data, MAX_BYTES)
         except ValueError:
             what = "is cut short or overwritten" if data.strip(b"\0 \n") else "is empty"
             raise ValueError(f"damaged: the file {what}, so nobody knows whose data this is") from None

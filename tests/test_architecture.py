@@ -17,6 +17,7 @@ FILES = sorted(
 PURE = {
     "raft/border.py",
     "raft/bounds.py",
+    "raft/bounded_json.py",
     "raft/clock.py",
     "raft/address.py",
     "raft/core.py",

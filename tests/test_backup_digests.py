@@ -22,7 +22,7 @@ from shardkv.backup.create import Backup
 from shardkv.backup.errors import BackupError, Damaged, Missing
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.source import GroupView, SourceLost
-from shardkv.backup.store import Found, Store, chunk_name, packed
+from shardkv.backup.store import Found, Store, chunk_name
 from shardkv.backup.whole import Wholeness
 from shardkv.digests import Digest, Digester, Part
 from shardkv.engine import MemoryView
@@ -99,7 +99,9 @@ def part_of(pairs: list[tuple[bytes, bytes]]) -> GroupPart:
     digester = Digester(parts)
     digester.add(pairs)
     size = sum(len(key) + len(value) for key, value in pairs)
-    part = GroupPart(7, 2, "0f" * 8, [packed(chunk)[0] for chunk in chunked(pairs)], len(pairs), size)
+    part = GroupPart(
+        7, 2, "0f" * 8, [InMemory().packed(chunk)[0] for chunk in chunked(pairs)], len(pairs), size
+    )
     part.last = part.index
     part.ranges = [RangePart.of(*found) for found in zip(parts, digester.parts(), strict=True)]
     part.rest_pairs, part.rest_digest = digester.rest().pairs, digester.rest().value.hex()

@@ -25,7 +25,7 @@ from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.restore import Restore
 from shardkv.backup.source import Compacted, read_log
-from shardkv.backup.store import LEVEL, chunk_name, packed
+from shardkv.backup.store import LEVEL, chunk_name
 from shardkv.digests import Digester, parts_of
 from shardkv.engine import MemoryEngine
 from shardkv.machine import ShardMachine
@@ -91,7 +91,7 @@ class Log:
         digester.add(pairs)
         part = GroupPart(view.applied.index, view.applied.term, self.name.incarnation, clock_ms=now_ms)
         for chunk in [*chunker.add(pairs), *chunker.rest()]:
-            digest, stored = packed(chunk)
+            digest, stored = store.packed(chunk)
             part.chunks.append(digest)
             await store.put(chunk_name(digest), stored)
         part.last, part.pairs = part.index, len(pairs)

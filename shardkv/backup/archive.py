@@ -12,7 +12,6 @@ nothing came after that entry. So an object that is missing at the end is notice
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import time
@@ -20,16 +19,20 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raft.bounded_json import parse_json
 from raft.doors import Dialer
 from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError, Damaged, Missing
+from shardkv.backup.fields import whole
+from shardkv.backup.sealed import check_place
 from shardkv.backup.source import FAR, Compacted, SourceLost, read_log, wall_clocks
-from shardkv.backup.store import LEVEL, Store, unpacked
+from shardkv.backup.store import Store, log_entries
 
 log = logging.getLogger(__name__)
 
 QUERY_SECONDS = 10.0
+MAX_WATERMARK_BYTES = 4096
 WATERMARK_FORMAT = 2  # 1: a time alone; 2: the last entry, its term, the incarnation, the group's time
 
 
@@ -77,8 +80,8 @@ class Segment:
 
     async def entries(self, store: Store) -> Sequence[pb.LoggedEntry]:
         """Raises Damaged."""
-        content = unpacked(store.url, self.name, self.digest, await store.get(self.name))
-        entries = pb.LogChunk.FromString(content).entries
+        content = store.unpacked(self.name, self.digest, await store.get(self.name))
+        entries = log_entries(f"{store.url}: {self.name}", content)
         if [entry.index for entry in entries] != list(range(self.first, self.last + 1)):
             raise Damaged(f"{store.url}: {self.name} is damaged: other entries than its name says")
         return entries
@@ -121,7 +124,7 @@ class Watermark:
     def decode(cls, name: str, group: ArchivedGroup, data: bytes) -> Watermark:
         """Raises Damaged, with `name`."""
         try:
-            body = json.loads(data)
+            body = parse_json(data, MAX_WATERMARK_BYTES)
             if (version := body.get("format", 1)) != WATERMARK_FORMAT:
                 raise Damaged(
                     f"{name} has format {version}, and this version of shardkv reads format {WATERMARK_FORMAT} "
@@ -131,7 +134,7 @@ class Watermark:
                 raise ValueError("it does not match its checksum")
             if body["incarnation"] != group.incarnation:
                 raise ValueError("it is of another group")
-            return cls(body["last"], body["term"], body["time_ms"], body["clock_ms"])
+            return cls(*(whole(body[name]) for name in ("last", "term", "time_ms", "clock_ms")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{name} is damaged: {error}") from None
 
@@ -182,8 +185,9 @@ class Archiver:
     async def begin(self) -> None:
         """Find out how far the archive goes. Raises BackupError, ControllerUnavailable.
 
-        Two clusters of one name must not share an archive: it would be neither's.
+        The archive has to be of one key, or plain (WrongKey). Two clusters of one name must not share an archive: it would be neither's.
         """
+        await check_place(self._store, writing=True)
         await self._controller.changes(0, 0.0, QUERY_SECONDS, limit=1)  # for the cluster's id
         self._cluster = self._controller.cluster
         ours = await self._controller.incarnations(QUERY_SECONDS)
@@ -272,8 +276,7 @@ class Archiver:
 
     async def _put(self, group: ArchivedGroup, entries: Sequence[pb.LoggedEntry]) -> None:
         content = pb.LogChunk(entries=entries).SerializeToString()
-        digest = hashlib.sha256(content).hexdigest()
-        stored = await asyncio.to_thread(zlib.compress, content, LEVEL)
+        digest, stored = await asyncio.to_thread(self._store.packed, content)
         await self._store.put(
             Segment(self._cluster, group, entries[0].index, entries[-1].index, digest).name, stored
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from shardkv import shardkv_pb2 as pb
 from shardkv.backup.archive import Segment, segments, watermark, watermark_name
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.fence import Cleaning, cleaning
+from shardkv.backup.keys import refuse_sealed
 from shardkv.backup.manifest import Manifest, name_of
-from shardkv.backup.store import Store, chunk_name
+from shardkv.backup.sealed import check_place
+from shardkv.backup.store import Store, chunk_name, log_entries
 from shardkv.backup.whole import Wholeness
 
 READS_AT_ONCE = 8
@@ -18,9 +19,10 @@ READS_AT_ONCE = 8
 
 async def backups(store: Store) -> list[Manifest]:
     """All of them, the oldest first. Raises Damaged."""
+    await check_place(store, writing=False)
     found = []
     async for item in store.list("backups/"):
-        found.append(Manifest.decode(f"{store.url}: {item.name}", await store.get(item.name)))
+        found.append(await _manifest(store, item.name))
     return sorted(found, key=lambda manifest: manifest.time_ms)
 
 
@@ -31,12 +33,20 @@ async def find(store: Store, id: str) -> Manifest:
         if not found:
             raise BackupError(f"{store.url}: there is no backup")
         return found[-1]
+    await check_place(store, writing=False)
     if not id.replace("-", "").isalnum():
         raise BackupError(f"{id!r} is not a backup's id")
     name = name_of(id)
     if name not in [item.name async for item in store.list("backups/")]:
         raise BackupError(f"{store.url}: there is no backup {id}")
-    return Manifest.decode(f"{store.url}: {name}", await store.get(name))
+    return await _manifest(store, name)
+
+
+async def _manifest(store: Store, name: str) -> Manifest:
+    data = await store.get(name)
+    return Manifest.decode(
+        f"{store.url}: {name}", data if store.key_id else refuse_sealed(store.url, name, data)
+    )
 
 
 async def verify(store: Store, manifest: Manifest, done: Callable[[int], None] = lambda count: None) -> None:
@@ -55,7 +65,7 @@ async def verify(store: Store, manifest: Manifest, done: Callable[[int], None] =
         whole.finish()
         last = part.index
         async for _, content in fetched(store, part.log):
-            for entry in pb.LogChunk.FromString(content).entries:
+            for entry in log_entries(f"backup {manifest.id}: the log of group {gid}", content):
                 if entry.index != last + 1:
                     raise Damaged(f"backup {manifest.id}: group {gid}: its log has no entry {last + 1}")
                 last = entry.index

@@ -33,6 +33,7 @@ from shardkv.backup.confirm import Confirmed, SourceDiffers, confirm
 from shardkv.backup.errors import BackupError
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.moments import TOLERANCE_MS
+from shardkv.backup.sealed import check_place
 from shardkv.backup.source import (
     Compacted,
     GroupView,
@@ -42,7 +43,7 @@ from shardkv.backup.source import (
     read_log,
     wall_clocks,
 )
-from shardkv.backup.store import Store, chunk_name, packed
+from shardkv.backup.store import Store, chunk_name
 from shardkv.digests import Digest, Digester, Part
 from shardkv.observe import compare
 from shardkv.observe.overview import look
@@ -131,6 +132,7 @@ class Backup:
 
     async def create(self) -> Manifest:
         """Raises BackupError, ControllerUnavailable, AccessDenied."""
+        await check_place(self._store, writing=True)
         id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         async with fence.pending(self._store, id):
             return await self._create(id)
@@ -307,7 +309,7 @@ class Backup:
 
     async def _store_chunk(self, content: bytes) -> str:
         async with self._uploads:
-            digest, stored = await asyncio.to_thread(packed, content)
+            digest, stored = await asyncio.to_thread(self._store.packed, content)
             name = chunk_name(digest)
             if name in self._there:
                 self.progress.known += 1

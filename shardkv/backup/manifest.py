@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from raft.bounded_json import parse_json
 from shardkv.backup.errors import Damaged
+from shardkv.backup.fields import digests, hexadecimal, text, texts, whole
 from shardkv.digests import Digest, Part
 
+MAX_BYTES = 512 << 20
+LAST_MS = 253_402_300_799_999  # of the year 9999
 FORMAT = 4  # 2: which incarnation a group was; 3: counts and digests of its shards; 4: its time
 
 
@@ -71,33 +76,78 @@ class Manifest:
 
     def encode(self) -> bytes:
         body = {"format": FORMAT, **asdict(self)}
-        text = json.dumps(body, sort_keys=True)
-        return json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "backup": body}).encode()
+        packed = json.dumps(body, sort_keys=True)
+        return json.dumps({"sha256": hashlib.sha256(packed.encode()).hexdigest(), "backup": body}).encode()
 
     @classmethod
     def decode(cls, name: str, data: bytes) -> Manifest:
-        """Raises Damaged, with `name`."""
+        """Raises Damaged, with `name`, whatever is in `data`."""
         try:
-            outer = json.loads(data)
+            outer = parse_json(data, MAX_BYTES)
             body = outer["backup"]
-            text = json.dumps(body, sort_keys=True)
-            if hashlib.sha256(text.encode()).hexdigest() != outer["sha256"]:
+            packed = json.dumps(body, sort_keys=True)
+            if hashlib.sha256(packed.encode()).hexdigest() != outer["sha256"]:
                 raise ValueError("it does not match its checksum")
             if (version := body.pop("format")) != FORMAT:
                 raise Damaged(
                     f"{name} has format {version}, and this version of shardkv reads format {FORMAT} alone"
                 )
-            groups = {int(gid): _part(fields) for gid, fields in body.pop("groups").items()}
-            return cls(**body, groups=groups)
+            groups = {_gid(gid): _part(fields) for gid, fields in body.pop("groups").items()}
+            checked = {name: CHECKS[name](value) for name, value in body.items()}
+            return cls(**checked, groups=groups)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"{name} is damaged: {error}") from None
 
 
+def _gid(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10:
+        raise ValueError(f"{text[:40]!r} is no group's number")
+    return int(text)
+
+
+def _time(value: Any) -> int:
+    if whole(value) > LAST_MS:
+        raise ValueError(f"{value} is no time")
+    return whole(value)
+
+
+# What each field has to be: whoever can write to the store may have written it.
+CHECKS: dict[str, Callable[[Any], Any]] = {
+    "id": text,
+    "cluster": text,
+    "config_num": whole,
+    "time_ms": _time,
+    "shards": whole,
+}
+PART_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "index": whole,
+    "term": whole,
+    "incarnation": lambda value: hexadecimal(value, 16),
+    "chunks": digests,
+    "pairs": whole,
+    "bytes": whole,
+    "log": digests,
+    "last": whole,
+    "rest_pairs": whole,
+    "rest_digest": hexadecimal,
+    "replicas": texts,
+    "clock_ms": whole,
+}
+RANGE_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "shard": whole,
+    "start": hexadecimal,
+    "end": hexadecimal,
+    "pairs": whole,
+    "digest": hexadecimal,
+}
+
+
 def _part(fields: dict[str, Any]) -> GroupPart:
-    ranges = [RangePart(**found) for found in fields.pop("ranges")]
-    for found in ranges:
-        bytes.fromhex(found.start + found.end)
-    return GroupPart(**fields, ranges=ranges)
+    ranges = [
+        RangePart(**{name: RANGE_CHECKS[name](value) for name, value in found.items()})
+        for found in fields.pop("ranges")
+    ]
+    return GroupPart(**{name: PART_CHECKS[name](value) for name, value in fields.items()}, ranges=ranges)
 
 
 def moment(time_ms: int) -> str:

@@ -15,8 +15,8 @@ from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, Pre
 from obstore.store import LocalStore, S3Store
 
 from raft.private import make_directory, tighten
-from shardkv.backup.errors import BackupError, Missing
-from shardkv.backup.store import PLACES, Found, Store
+from shardkv.backup.errors import BackupError, Damaged, Missing
+from shardkv.backup.store import MAX_OBJECT_BYTES, PLACES, Found, Store
 
 ATTEMPT_SECONDS = "60s"
 
@@ -46,6 +46,10 @@ class ObjectStore(Store):
     async def get(self, name: str) -> bytes:
         try:
             result = await obstore.get_async(self._inner, name)
+            if result.meta["size"] > MAX_OBJECT_BYTES:
+                raise Damaged(
+                    f"{self.url}: {name} has {result.meta['size']:,} bytes: no object of ours is so large"
+                )
             return bytes(await result.bytes_async())
         except (NotFoundError, FileNotFoundError):
             raise Missing(f"{self.url}: {name} is missing") from None

@@ -28,7 +28,7 @@ from shardkv.backup.install import Installer
 from shardkv.backup.manifest import GroupPart, Manifest, moment
 from shardkv.backup.run import held
 from shardkv.backup.source import Throttle
-from shardkv.backup.store import Store
+from shardkv.backup.store import Store, log_entries
 from shardkv.backup.whole import Wholeness
 from shardkv.machine import ShardMachine
 from shardkv.rocks import RocksEngine
@@ -153,7 +153,7 @@ class Restore:
     async def _replay_tail(self, group: Revived, part: GroupPart) -> None:
         """The backup's own log: all of it comes before the backup's moment."""
         async for _, content in catalog.fetched(self._store, part.log):
-            group.replay(pb.LogChunk.FromString(content).entries, part.last)
+            group.replay(log_entries(f"the log of group {group.gid}", content), part.last)
         if group.machine.applied.index != part.last:
             raise Damaged(
                 f"the log of group {group.gid} ends at {group.machine.applied.index}, not at {part.last}"

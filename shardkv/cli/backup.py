@@ -30,9 +30,11 @@ from shardkv.backup import catalog
 from shardkv.backup.archive import Archiver
 from shardkv.backup.create import Backup
 from shardkv.backup.create import Progress as Done
+from shardkv.backup.keys import make_key_file, read_key_file
 from shardkv.backup.manifest import Manifest, moment
 from shardkv.backup.restore import Restore
-from shardkv.backup.store import open_store
+from shardkv.backup.sealed import SealedStore
+from shardkv.backup.store import Store, open_store
 from shardkv.cli.admin import Session, with_session
 from shardkv.cli.common import (
     console,
@@ -56,6 +58,13 @@ rate_option = click.option(
 
 
 def _store_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Where backups are: `_store` opens what these say."""
+    command = click.option(
+        "--key-file",
+        envvar="SHARDKV_BACKUP_KEY_FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File with the key that encrypts all that is at URL (`shardkv backup key` makes one).",
+    )(command)
     command = click.option(
         "--region",
         envvar="AWS_REGION",
@@ -68,6 +77,12 @@ def _store_options(command: Callable[..., T]) -> Callable[..., T]:
         default="",
         help="http(s)://… of an S3 server that is not Amazon's.",
     )(command)
+
+
+def _store(url: str, endpoint: str, region: str, key_file: Path | None) -> Store:
+    """Raises BackupError."""
+    store = open_store(url, endpoint, region)
+    return store if key_file is None else SealedStore(store, read_key_file(key_file))
 
 
 @click.group()
@@ -88,7 +103,7 @@ def _bar() -> Progress:
     )
 
 
-def _facts(manifest: Manifest) -> dict[str, object]:
+def _facts(manifest: Manifest, store: Store) -> dict[str, object]:
     return {
         "id": manifest.id,
         "cluster": manifest.cluster,
@@ -99,6 +114,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
         "pairs": sum(part.pairs for part in manifest.groups.values()),
         "bytes": manifest.size,
         "chunks": len(manifest.digests()),
+        "key": store.key_id or None,
     }
 
 
@@ -109,9 +125,17 @@ def _facts(manifest: Manifest) -> dict[str, object]:
 @controllers_option
 @output_option
 @handled
-def create(url: str, rate: float, endpoint: str, region: str, controllers: str | None, output: str) -> None:
+def create(
+    url: str,
+    rate: float,
+    endpoint: str,
+    region: str,
+    key_file: Path | None,
+    controllers: str | None,
+    output: str,
+) -> None:
     """Back up all shards, as they are at one moment. What is at URL already is not written again."""
-    store = open_store(url, endpoint, region)
+    store = _store(url, endpoint, region, key_file)
     os.nice(NICE)
     done, warnings = Done(), list[str]()
 
@@ -135,7 +159,7 @@ def create(url: str, rate: float, endpoint: str, region: str, controllers: str |
 
     manifest = with_session(controllers, run)
     if output == "json":
-        facts = _facts(manifest)
+        facts = _facts(manifest, store)
         facts.update(new_chunks=done.written, written_bytes=done.stored, warnings=warnings)
         facts["replicas"] = {str(gid): part.replicas for gid, part in manifest.groups.items()}
         print_json({"ok": True, **facts})
@@ -161,16 +185,30 @@ async def _tell_progress(work: Backup) -> None:
         _note(f"{decimal(done.read)} read so far, {done.written} chunks stored, {done.known} were there")
 
 
+@backup.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@output_option
+@handled
+def key(file: Path, output: str) -> None:
+    """Make a key in FILE for --key-file. Keep a copy elsewhere: what it encrypts cannot be read without it."""
+    made = make_key_file(file)
+    if output == "json":
+        print_json({"ok": True, "key": made.id})
+    else:
+        click.echo(f"{file} has key {made.id}. Keep a copy in a safe place: without it no backup can be read")
+
+
 @backup.command("list")
 @url_argument
 @_store_options
 @output_option
 @handled
-def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
+def list_backups(url: str, endpoint: str, region: str, key_file: Path | None, output: str) -> None:
     """The backups at URL, the oldest first."""
-    found = run_async(catalog.backups(open_store(url, endpoint, region)))
+    store = _store(url, endpoint, region, key_file)
+    found = run_async(catalog.backups(store))
     if output == "json":
-        print_json([_facts(manifest) for manifest in found])
+        print_json([_facts(manifest, store) for manifest in found])
         return
     print_table(
         ("backup", "moment", "groups", "pairs", "size"),
@@ -183,7 +221,7 @@ def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
                 decimal(manifest.size),
             )
             for manifest in found
-            if (facts := _facts(manifest))
+            if (facts := _facts(manifest, store))
         ],
     )
 
@@ -194,9 +232,9 @@ def list_backups(url: str, endpoint: str, region: str, output: str) -> None:
 @_store_options
 @output_option
 @handled
-def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
+def verify(url: str, id: str, endpoint: str, region: str, key_file: Path | None, output: str) -> None:
     """Read all of a backup, the newest by default, and compare it with its checksums, counts and digests."""
-    store = open_store(url, endpoint, region)
+    store = _store(url, endpoint, region, key_file)
 
     async def run() -> Manifest:
         manifest = await catalog.find(store, id)
@@ -208,9 +246,9 @@ def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
 
     manifest = run_async(run())
     if output == "json":
-        print_json({"ok": True, **_facts(manifest)})
+        print_json({"ok": True, **_facts(manifest, store)})
     else:
-        facts = _facts(manifest)
+        facts = _facts(manifest, store)
         click.echo(
             f"backup {manifest.id} is whole: {len(manifest.digests())} chunks match their checksums, "
             f"and {facts['pairs']:,} pairs the counts and digests of their shards"
@@ -223,9 +261,9 @@ def verify(url: str, id: str, endpoint: str, region: str, output: str) -> None:
 @_store_options
 @output_option
 @handled
-def delete(url: str, id: str, endpoint: str, region: str, output: str) -> None:
+def delete(url: str, id: str, endpoint: str, region: str, key_file: Path | None, output: str) -> None:
     """Delete a backup, and the chunks and archived log that no other one needs."""
-    gone = run_async(catalog.delete(open_store(url, endpoint, region), id))
+    gone = run_async(catalog.delete(_store(url, endpoint, region, key_file), id))
     chunks, segments = gone or (0, 0)
     if output == "json":
         print_json({"ok": True, "chunks": chunks, "segments": segments, "postponed": gone is None})
@@ -245,9 +283,17 @@ def delete(url: str, id: str, endpoint: str, region: str, output: str) -> None:
 @_store_options
 @controllers_option
 @handled
-def archive(url: str, interval: float, once: bool, endpoint: str, region: str, controllers: str | None) -> None:
+def archive(
+    url: str,
+    interval: float,
+    once: bool,
+    endpoint: str,
+    region: str,
+    key_file: Path | None,
+    controllers: str | None,
+) -> None:
     """Archive the log of every group as it grows, until Ctrl-C: for `restore --at`."""
-    store = open_store(url, endpoint, region)
+    store = _store(url, endpoint, region, key_file)
 
     async def run(session: Session) -> None:
         archiver = Archiver(session.controller, session.dialer, store)
@@ -304,6 +350,7 @@ def restore(
     rate: float,
     endpoint: str,
     region: str,
+    key_file: Path | None,
     controllers: str | None,
     output: str,
 ) -> None:
@@ -312,7 +359,7 @@ def restore(
     Clients are refused until all is in. Cut off, it may be given again, and begins from the beginning;
     or `shardkv admin abort-restore` deletes what it wrote and lets clients in.
     """
-    store = open_store(url, endpoint, region)
+    store = _store(url, endpoint, region, key_file)
 
     async def run(session: Session, directory: Path) -> tuple[Manifest, int, int]:
         with _bar() as bar:

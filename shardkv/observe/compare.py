@@ -8,7 +8,6 @@ counts: a replica without digests is *not compared*, which is never the same as 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from raft.answers import Code, parse
+from raft.bounded_json import parse_json
 from raft.doors import Dialer, Unreachable
 from shardctrler.query import AccessDenied
 from shardkv import shardkv_pb2 as pb
@@ -286,8 +286,8 @@ async def _state_of(dialer: Dialer, address: str) -> dict[str, Any] | str:
     try:
         code, body = parse(await dialer.call(address, "ctl.check", b"", CALL_SECONDS))
         if code is Code.OK:
-            said: dict[str, Any] = json.loads(body)
-            return said
+            said: dict[str, Any] = parse_json(body)
+            return said if isinstance(said, dict) else "no answer: it is not JSON of ours"
     except (Unreachable, ValueError) as error:
         return f"no answer: {error}"
     text = body.decode(errors="replace")

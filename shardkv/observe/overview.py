@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from raft.answers import Code, parse
+from raft.bounded_json import parse_json
 from raft.doors import Dialer, Unreachable
 from shardctrler.query import ControllerClient
 from shardctrler.shard_map import Config, Gid
@@ -231,11 +231,13 @@ def _of_disks(status: Mapping[str, Any]) -> list[str]:
 async def ask_status(dialer: Dialer, address: str, method: str) -> dict[str, Any] | None:
     try:
         code, body = parse(await dialer.call(address, method, b"", STATUS_SECONDS))
+        if code is not Code.OK:
+            return None
+        status: dict[str, Any] = parse_json(body)
     except (Unreachable, ValueError):
         return None
-    if code is not Code.OK:
+    if not isinstance(status, dict):
         return None
-    status: dict[str, Any] = json.loads(body)
     if "wall_ms" in status:
         # Against our own steady clock, which has no epoch: only differences between processes mean anything.
         status["wall_ahead_ms"] = status["wall_ms"] - asyncio.get_running_loop().time() * 1000
