@@ -26,6 +26,7 @@ from raft.framing import MAGIC
 from raft.gate import Gate, Standing
 from raft.greeting import Greeter
 from raft.inbound import Inbound
+from raft.node_name import common_name
 from raft.serving import Post, ServerStream
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,12 @@ class Pipes:
         """Where the connection comes from that the gRPC server knows as `peer`."""
         found = self._of.get(peer.removeprefix("unix-abstract:"))
         return found[0].address if found is not None else "?"
+
+    def certified(self, peer: str) -> str:
+        """The user that the connection's certificate names; empty if there is none."""
+        found = self._of.get(peer.removeprefix("unix-abstract:"))
+        transport = found[0].transport if found is not None else None
+        return common_name(transport.get_extra_info("peercert")) if transport is not None else ""
 
     def settle(self, peer: str, standing: Standing, owner: str) -> None:
         """This is what the caller of a call on that connection turned out to be."""

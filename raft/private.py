@@ -18,7 +18,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 DIRECTORY, FILE = 0o700, 0o600
-OTHERS = 0o077
+OTHERS, WORLD = 0o077, 0o007
 
 
 def keep_private() -> None:
@@ -61,7 +61,7 @@ def tighten(top: Path, deep: bool = True) -> int:
 def warn_if_open(path: Path) -> None:
     """A line in the log where others can read a file that is secret, and that we were given: it stays as it is."""
     try:
-        is_open = bool(path.stat().st_mode & OTHERS)
+        is_open = bool(path.stat().st_mode & WORLD)  # a group may be meant: that is how containers get secrets
     except OSError:
         return  # who reads it says so
     if is_open:

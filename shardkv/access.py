@@ -34,6 +34,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.audit import CHANGES, describe, describe_admin
 from shardkv.calls import CALLS, UNARY, Right
 from shardkv.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
+from shardkv.owned_sessions import SESSION_BYTES, own_frame, owned
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,16 @@ class Access:
     def knows_processes(self) -> bool:
         """Whether this process can tell who belongs to the cluster, and show that it does."""
         return self._tls or bool(self._secrets)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether access control is known to be off."""
+        accounts = self._accounts()
+        return accounts is not None and not accounts.enabled
+
+    @property
+    def knows_users(self) -> bool:
+        return self._accounts() is not None
 
     def user_verifier(self, name: str) -> Verifier | None:
         """See `Greeter`. Raises NotKnownYet."""
@@ -97,6 +108,8 @@ class Access:
         return (Standing.KNOWN, user.name) if user is not None else (Standing.STRANGER, "")
 
     def refusal(self, caller: Caller, method: str, payload: bytes) -> bytes | None:
+        if method == "ctl.admin" and (why := self._why_not_enable(caller, payload)):
+            return refuse(Code.DENIED, self._deny(caller, describe(method, payload), why))
         call = CALLS.get(method)
         right = call.right if call is not None else Right.USER
         accounts = self._accounts()
@@ -138,6 +151,27 @@ class Access:
             return f"{member} may tell its own group's addresses alone"
         return ""
 
+    def _why_not_enable(self, caller: Caller, request: Any) -> str:
+        """Access control is switched on only if an admin can log in then: by a token, or as this caller does now."""
+        if isinstance(request, bytes):
+            try:
+                request = ctl.AdminRequest.FromString(request)
+            except DecodeError:
+                return ""
+        if request.WhichOneof("op") != "access_control" or not request.access_control.enabled:
+            return ""
+        accounts = self._accounts()
+        if accounts is None or accounts.enabled:
+            return ""
+        admins = [user for user in accounts.users.values() if user.role is Role.ADMIN]
+        if not admins or any(user.verifier is not None or user.name == caller.user for user in admins):
+            return ""  # without an admin the controller itself refuses
+        names = ", ".join(user.name for user in admins)
+        return (
+            f"nobody could log in as an admin then: {names} has no token. Give one (`admin user token`), "
+            "or ask again with the certificate of that name"
+        )
+
     @staticmethod
     def _user(accounts: Accounts, caller: Caller) -> User | None:
         """The user that the caller has proven to be, if the proof would still do."""
@@ -158,7 +192,12 @@ class Access:
         return ""
 
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
-        """A frame in which the operations outside the user's prefixes are marked: these alone are refused."""
+        """A frame whose sessions are the user's own, and in which operations outside the user's prefixes are marked.
+
+        The marked ones alone are refused.
+        """
+        if caller.user and method == "kv.write":
+            payload = own_frame(payload, caller.user)
         if method not in FRAME_KINDS:
             if method in CHANGES or (method == "kv.view" and _begins_view(payload)):
                 self._note_change(caller, method, payload)
@@ -220,13 +259,15 @@ class Access:
 
     # ---- gRPC
 
-    def grpc_caller(self, metadata: Any, address: str) -> Caller:
-        """A login is `authorization: Bearer NAME:TOKEN`."""
+    def grpc_caller(self, metadata: Any, address: str, certified: str = "") -> Caller:
+        """A login is `authorization: Bearer NAME:TOKEN`; without one, it is whom the certificate names."""
         login = None
         for key, value in metadata or ():
             if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
                 name, _, token = value.removeprefix("Bearer ").partition(":")
                 login = Login(name, token)
+        if login is None and certified:
+            return Caller(address, user=certified)
         return self._sent(self._accounts(), address, login)
 
     def grpc_refusal(self, caller: Caller, path: str, request: Any) -> str:
@@ -237,7 +278,10 @@ class Access:
         what = describe_admin(request) if isinstance(request, ctl.AdminRequest) else AS_STREAM[right]
         if accounts is None:
             return NOT_KNOWN_YET
-        why = self._why_not_unary(self._user(accounts, caller), right, request) if accounts.enabled else ""
+        if isinstance(request, ctl.AdminRequest) and not accounts.enabled:
+            why = self._why_not_enable(caller, request)
+        else:
+            why = self._why_not_unary(self._user(accounts, caller), right, request) if accounts.enabled else ""
         if why:
             return self._deny(caller, what, why, "grpc")
         if right is Right.ADMIN and request is not None:
@@ -303,9 +347,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         # Served as a stream of one request, so that the caller is judged before the request is read.
         async def guarded(requests: Any, context: Any) -> Any:
             peer = context.peer()
-            caller = self._access.grpc_caller(metadata, self._pipes.address(peer))
+            caller = self._access.grpc_caller(metadata, self._pipes.address(peer), self._pipes.certified(peer))
             self._pipes.settle(peer, *self._access.standing(caller))
-            why = self._access.grpc_refusal(caller, path, None)
+            why, request = self._access.grpc_refusal(caller, path, None), None
             if not why:
                 request = await anext(aiter(requests), None)
                 if request is None:
@@ -313,6 +357,9 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 why = self._access.grpc_refusal(caller, path, request)
             if why:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+            assert request is not None
+            if UNARY[path] is Right.WRITE and len(request.identity.session) == SESSION_BYTES:
+                request.identity.session = owned(request.identity.session, caller.user)
             return await serve(request, context)
 
         return grpc.stream_unary_rpc_method_handler(

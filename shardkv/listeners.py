@@ -5,8 +5,10 @@ Each has its share of the process's file descriptors, and all write to one audit
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from random import Random
@@ -26,6 +28,7 @@ from shardkv.options import ProcessOptions
 
 log = logging.getLogger(__name__)
 
+WARN_SECONDS = 0.5  # between two looks at whether users are known yet
 LOOK_SECONDS = 2.0  # for the configuration that the page shows
 
 Stop = Callable[[], Awaitable[None]]
@@ -45,9 +48,7 @@ class Listeners:
         address = options.listen or options.address
         host, port = _host_and_port(address)
         if options.tls is None and not _is_loopback(host):
-            log.warning(
-                "listening on %s WITHOUT TLS: whoever reaches it may read and change everything", address
-            )
+            log.warning("listening on %s WITHOUT TLS: whoever can read packets reads the data", address)
         try:
             await door.open(host, port, context)
         except OSError as error:
@@ -89,13 +90,37 @@ class Listeners:
             addresses = [members.addresses[node] for node in sorted(members.voters)]
             return await look(client, dialer, addresses, LOOK_SECONDS)
 
-        page = Page(options.cluster, look_around, gate.login_refusal)
+        def why_closed(address: str) -> str:
+            if options.tls is None or options.web_open or not gate.is_open:
+                return ""
+            return why_elsewhere(address)
+
+        names = {
+            socket.gethostname(),
+            *options.web_names,
+            *(_host_and_port(at)[0] for at in (options.web, options.address)),
+        }
+        page = Page(options.cluster, look_around, gate.login_refusal, names, why_closed)
         try:
             stop = await open_page(page, host, port, context, self._descriptors.pages, self._audit)
         except OSError as error:
             raise CannotStart(f"{options.web} cannot be listened on: {error.strerror or error}") from None
         self._stops.append(stop)
         log.info("the page is at %s://%s/", "http" if options.tls is None else "https", options.web)
+
+    async def warn_if_open(self, replica: ReplicatedMachine, gate: Access) -> None:
+        """One line where access control is off and others may come: once it is known."""
+        options = self._options
+        address = options.listen or options.address
+        while not gate.knows_users or not replica.leader_address:
+            await asyncio.sleep(WARN_SECONDS)
+        if not gate.is_open or (options.tls is None and _is_loopback(_host_and_port(address)[0])):
+            return
+        whoever = "has a certificate of the CA" if options.tls is not None else f"reaches {address}"
+        log.warning(
+            "access control is off: whoever %s may read and change everything (`shardkv admin access enable`)",
+            whoever,
+        )
 
     async def close(self) -> None:
         stops, self._stops = self._stops, []
@@ -108,8 +133,16 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def why_elsewhere(address: str) -> str:
+    """Why a browser at `address` is not answered where nobody is asked who he is; empty if it is on this machine."""
+    if _is_loopback(address.rpartition(":")[0]):
+        return ""
+    return "access control is off, so only browsers on the controller's machine are answered (see --web-open)"
+
+
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host == "localhost"

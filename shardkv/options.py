@@ -37,6 +37,8 @@ class ProcessOptions:
     joins_as: str = ""  # host:port of a replica that joins
     metrics: str = ""  # host:port for Prometheus
     web: str = ""  # host:port for browsers; controllers only
+    web_names: tuple[str, ...] = ()  # host names under which browsers may ask, besides this machine's
+    web_open: bool = False  # under TLS, answer browsers on other machines also while access control is off
     tls: Tls | None = None
     secret_file: Path | None = None  # with the secrets by which the cluster's processes know each other
     audit: str = "file"  # in the data directory, or STDERR

@@ -274,6 +274,7 @@ async def _listen(
         await listeners.open_page(
             replica, gate, dialer, rng, certificates.browsers if certificates is not None else None
         )
+        background.append(asyncio.create_task(listeners.warn_if_open(replica, gate)))
         await ended
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)

@@ -48,6 +48,7 @@ PURE = {
     "shardkv/load/workload.py",
     "shardkv/cursor.py",
     "shardkv/effects.py",
+    "shardkv/owned_sessions.py",
     "shardkv/ownership.py",
     "shardkv/row.py",
     "client/errors.py",

@@ -145,6 +145,17 @@ def _run(options: ProcessOptions) -> None:
 @click.option("--cluster", default="shardkv", show_default=True, help="The cluster's id.")
 @click.option("--shards", type=click.IntRange(1, 4096), default=8, show_default=True, help="First pre-split.")
 @click.option("--web", callback=_address, default="", help="host:port of the page that shows the cluster.")
+@click.option(
+    "--web-host",
+    "web_names",
+    multiple=True,
+    help="A host name under which browsers ask for the page, besides this machine's; may be given several times.",
+)
+@click.option(
+    "--web-open",
+    is_flag=True,
+    help="With TLS, show the page to other machines also while access control is off.",
+)
 def controller(shards: int, **options: Any) -> None:
     """Run a replica of the shard controller."""
     _run(_options(options, initial_shards=shards))

@@ -2,7 +2,10 @@
 
 However many browsers look, the cluster is asked at most twice a second. With access control
 on, a browser asks its user for a name and a token (HTTP Basic; any role will do); with TLS
-the page is served over it, and no certificate is asked of browsers.
+the page is served over it, and no certificate is asked of browsers. So in a cluster with TLS and without
+access control, browsers on other machines are refused unless an operator says otherwise (`--web-open`).
+
+Other sites' pages run in the same browsers (`asking.py`): what they ask for is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import base64
 import binascii
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from importlib.resources import files
 from typing import Any
 
@@ -24,6 +27,7 @@ from raft.gate import Login, Standing
 from raft.inbound import Inbound
 from shardctrler.query import ControllerUnavailable
 from shardkv.observe.overview import Overview, problems
+from shardkv.web.asking import why_foreign
 
 FRESH_SECONDS = 0.5
 MAX_CONNECTIONS = 64
@@ -41,8 +45,17 @@ MayLook = Callable[[Login | None, str], str]  # (login, address): why not; empty
 
 
 class Page:
-    def __init__(self, cluster: str, look: Look, may_look: MayLook) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        look: Look,
+        may_look: MayLook,
+        names: Collection[str] = (),
+        why_closed: Callable[[str], str] = lambda address: "",
+    ) -> None:
+        """`names`: hosts under which browsers may ask, besides addresses and localhost. `why_closed`: to an address."""
         self._cluster, self._look, self._may_look = cluster, look, may_look
+        self._names, self._why_closed = frozenset(names), why_closed
         self._shown: bytes = b""
         self._shown_at = -FRESH_SECONDS
         self._asking = asyncio.Lock()
@@ -62,8 +75,13 @@ class Page:
             if inbound is not None:
                 inbound.touched = True
                 inbound.settle(Standing.KNOWN)  # whoever asks in time may ask again
+            address = inbound.address if inbound is not None else "?"
             login = _login(request.headers.get("Authorization", ""))
-            if self._may_look(login, inbound.address if inbound is not None else "?"):
+            if why := why_foreign(request.method, request.headers, self._names):
+                answer = web.Response(status=why.status, text=f"{why.text}\n")
+            elif closed := self._why_closed(address):
+                answer = web.Response(status=403, text=f"{closed}\n")
+            elif self._may_look(login, address):
                 answer = web.Response(status=401, text="a name and its token, please\n")
                 answer.headers["WWW-Authenticate"] = 'Basic realm="shardkv"'
             else:
