@@ -3,6 +3,7 @@ ARG PYTHON=docker.io/library/python:3.12-slim
 FROM ${PYTHON} AS build
 WORKDIR /src
 COPY pyproject.toml README.md ./
+COPY wire wire
 COPY raft raft
 COPY shardctrler shardctrler
 COPY shardkv shardkv

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SRC := raft shardctrler shardkv client tests bench
+SRC := wire raft shardctrler shardkv client tests bench
 PROTOS := $(wildcard proto/*/*.proto)
 
 SEEDS ?= 200

@@ -19,10 +19,10 @@ from statistics import median
 from rocksdict import AccessType, Options, Rdict
 
 from bench.live import Appenders, LiveCluster, in_background
-from client import ShardClerk
-from raft.rpc import TcpDialer
-from shardkv.cli.common import run_async
+from shardkv.cli.options import run_async
+from shardkv.client import ShardClerk
 from shardkv.observe.overview import ask_status
+from shardkv.wire.dialer import TcpDialer
 
 MAX_VALUE = 1 << 20
 

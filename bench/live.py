@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from client import ShardClerk, ShardKVError
-from shardkv.cluster import Process
-from shardkv.ports import free_port_base
+from shardkv.client import ShardClerk, ShardKVError
+from shardkv.process.local_cluster import Process
+from shardkv.process.ports import free_port_base
 from shardkv.testing import SHARDKV, ThrowawayCluster
 
 __all__ = ["SHARDKV", "Appenders", "LiveCluster", "attempt", "free_port_base", "in_background"]

@@ -13,12 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from raft.disk import RealDirectory
-from raft.rsm import STAMP
-from raft.types import Entry, Kind
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.machine import ControllerMachine
-from shardctrler.shard_map import Config
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.shardctrler.shard_map import Config
 
 GROUPS, SHARDS = 1_000, 100_000
 LOOKUPS = 200_000

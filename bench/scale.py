@@ -25,9 +25,9 @@ from typing import Any
 
 from bench.live import LiveCluster, free_port_base
 from bench.map_scale import measure_map
-from client import ShardClerk
-from shardkv.cluster import Process
+from shardkv.client import ShardClerk
 from shardkv.load.workload import bench_key
+from shardkv.process.local_cluster import Process
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -1,8 +1,13 @@
-"""The client library: `ShardClerk` and its async twin, and what they raise."""
+"""The client library: `ShardClerk` and its async twin, and what they raise.
 
-from client.blocking import ShardClerk
-from client.clerk import AsyncShardClerk
-from client.errors import (
+Applications say `from shardkv import ShardClerk`. In a checkout, `from client import ShardClerk` gives the same class.
+"""
+
+import sys
+
+from shardkv.client.blocking import ShardClerk
+from shardkv.client.clerk import AsyncShardClerk
+from shardkv.client.errors import (
     BadRequest,
     BatchError,
     BeingRestored,
@@ -19,8 +24,8 @@ from client.errors import (
     Unavailable,
     ValueTooLarge,
 )
-from raft.gate import Login, Operator
-from raft.tls import BadCertificate, Tls
+from shardkv.wire.auth import Login, Operator
+from shardkv.wire.tls import BadCertificate, Tls
 
 __all__ = [
     "AsyncShardClerk",
@@ -45,3 +50,9 @@ __all__ = [
     "Unavailable",
     "ValueTooLarge",
 ]
+
+if __name__ == "client":
+    # The same modules under a checkout's own name for the package: loaded twice, each error would be two classes.
+    for _whole, _module in list(sys.modules.items()):
+        if _whole.startswith("shardkv.client."):
+            sys.modules[_whole.removeprefix("shardkv.")] = globals()[_whole.rpartition(".")[2]] = _module

@@ -5,9 +5,9 @@ Each write is exactly-once and in order with the clerk's other writes to its key
 
 from __future__ import annotations
 
-from client.errors import BatchError, ShardKVError
-from client.values import Key, check_key, check_value
-from shardkv.frames import APPEND, DELETE, PUT, Limits, Status
+from shardkv.client.errors import BatchError, ShardKVError
+from shardkv.client.requests import Key, check_key, check_value
+from shardkv.wire.frames import APPEND, DELETE, PUT, Limits, Status
 
 Write = tuple[int, bytes, bytes]
 Outcome = bool | ShardKVError | None

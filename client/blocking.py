@@ -22,17 +22,17 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 
-from client.batch import Writes
-from client.clerk import LIMITS, SCAN_PAGE, Consistency
-from client.core import READ_LANES, WRITE_LANE, ClerkCore
-from client.errors import ClerkClosed, ShardKVError
-from client.operations import Operation
-from client.values import Key, check_key, check_value, to_bytes
-from raft.gate import Login, Operator
-from raft.rpc import TcpDialer
-from raft.tls import Tls
-from shardkv import frames
-from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.client.batch import Writes
+from shardkv.client.clerk import LIMITS, SCAN_PAGE, Consistency
+from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
+from shardkv.client.errors import ClerkClosed, ShardKVError
+from shardkv.client.operations import Operation
+from shardkv.client.requests import Key, check_key, check_value, to_bytes
+from shardkv.wire import frames
+from shardkv.wire.auth import Login, Operator
+from shardkv.wire.dialer import TcpDialer
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.wire.tls import Tls
 
 try:  # faster, where it is installed: pip install 'shardkv[fast]'
     from uvloop import new_event_loop

@@ -17,17 +17,17 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from random import Random
 from typing import Literal
 
-from client.batch import Writes
-from client.core import READ_LANES, WRITE_LANE, ClerkCore
-from client.errors import ShardKVError
-from client.operations import Operation
-from client.values import Key, check_key, check_value, to_bytes
-from raft.doors import Dialer
-from raft.gate import Login, Operator
-from raft.rpc import TcpDialer
-from raft.tls import Tls
-from shardkv import frames
-from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.client.batch import Writes
+from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
+from shardkv.client.errors import ShardKVError
+from shardkv.client.operations import Operation
+from shardkv.client.requests import Key, check_key, check_value, to_bytes
+from shardkv.wire import frames
+from shardkv.wire.auth import Login, Operator
+from shardkv.wire.calls import Dialer
+from shardkv.wire.dialer import TcpDialer
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.wire.tls import Tls
 
 Consistency = Literal["leader", "any", "stale"]
 LIMITS = Limits()

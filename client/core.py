@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from random import Random
 
-from client.errors import (
+from shardkv.client.errors import (
     Busy,
     ClerkClosed,
     DeadlineExceeded,
@@ -31,15 +31,15 @@ from client.errors import (
     Unavailable,
     in_doubt,
 )
-from client.heard import CONTROLLER, HeardClocks
-from client.lane import Lane
-from client.operations import NOBODY, Numbering, Operation
-from client.routing import Router
-from raft.doors import Dialer
-from shardctrler.query import AccessDenied, ControllerClient, ControllerUnavailable
-from shardctrler.shard_map import NO_GROUP, Gid, ShardId
-from shardkv import frames
-from shardkv.frames import ABANDON
+from shardkv.client.heard import CONTROLLER, HeardClocks
+from shardkv.client.lane import Lane
+from shardkv.client.operations import NOBODY, Numbering, Operation
+from shardkv.client.routing import Router
+from shardkv.shardctrler.client import AccessDenied, ControllerClient, ControllerUnavailable
+from shardkv.shardctrler.shard_map import NO_GROUP, Gid, ShardId
+from shardkv.wire import frames
+from shardkv.wire.calls import Dialer
+from shardkv.wire.frames import ABANDON
 
 log = logging.getLogger(__name__)
 

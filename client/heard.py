@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from raft.clock import HeardClock
+from shardkv.raft.protocol.clock import HeardClock
 
 CONTROLLER = 0
 

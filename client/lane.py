@@ -17,7 +17,7 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
-from client.errors import (
+from shardkv.client.errors import (
     BadRequest,
     BeingRestored,
     KeyTooLarge,
@@ -27,13 +27,12 @@ from client.errors import (
     ShardKVError,
     ValueTooLarge,
 )
-from client.heard import HeardClocks
-from client.operations import Numbering, Operation
-from raft.answers import Code, parse
-from raft.doors import Dialer, Unreachable
-from shardctrler.shard_map import Gid
-from shardkv import frames
-from shardkv.frames import FIRST_UNRECORDED, MalformedFrame, SectionReply, SectionStatus, Status
+from shardkv.client.heard import HeardClocks
+from shardkv.client.operations import Numbering, Operation
+from shardkv.shardctrler.shard_map import Gid
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse
+from shardkv.wire.frames import FIRST_UNRECORDED, MalformedFrame, SectionReply, SectionStatus, Status
 
 FRAMES_OUT = 2
 FRAME_OPERATIONS = 1024

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
-from shardctrler.query import ControllerClient
-from shardctrler.shard_map import Config, Gid, Shard, ShardId
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.shard_map import Config, Gid, Shard, ShardId
 
 REFRESH_SECONDS = 0.02  # at most one question about changes in this time
 STALE_SECONDS = 30.0  # a clerk in use asks so often though nobody refused it: controllers may move, one by one

@@ -22,7 +22,10 @@ def generate(root: Path, target: Path) -> list[Path]:
             arguments.append(f"--grpc_python_out={target}")
         if protoc.main([*arguments, str(proto)]) != 0:
             sys.exit(f"{proto}: protoc failed")
-    return sorted(path.relative_to(target) for path in target.glob("*/*_pb2*.py*") if path.suffix != ".pyc")
+    made = sorted(path for path in target.glob("*/*_pb2*.py*") if path.suffix != ".pyc")
+    for path in made:  # protoc imports by the folder; our packages are imported below `shardkv`
+        path.write_text(path.read_text().replace("from shardctrler import", "from shardkv.shardctrler import"))
+    return [path.relative_to(target) for path in made]
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from typing import Any
 
 import google_crc32c
 
-from raft import messages as m
-from raft.bounds import flaw
-from raft.types import NOBODY, Entry, Kind, NodeId
+from shardkv.raft.protocol import messages as m
+from shardkv.raft.protocol.bounds import flaw
+from shardkv.raft.protocol.types import NOBODY, Entry, Kind, NodeId
 
 PROTOCOL_VERSION = 3
 

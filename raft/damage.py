@@ -13,11 +13,11 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from raft.doors import Directory
-from raft.errors import DamagedState
-from raft.sealed import seal, unseal
-from raft.types import NodeId
-from raft.unreadable import as_damage
+from shardkv.raft.errors import DamagedState
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.protocol.types import NodeId
+from shardkv.raft.sealed import seal, unseal
+from shardkv.raft.unreadable import as_damage
 
 DAMAGE_FILE = "damaged"
 MAGIC = b"SKVDAMGD"

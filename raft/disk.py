@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from raft.errors import DirectoryInUse
-from raft.private import FILE, make_directory, tighten
-from raft.unreadable import Unreadable, first_unreadable, is_unreadable
+from shardkv.raft.errors import DirectoryInUse
+from shardkv.raft.private import FILE, make_directory, tighten
+from shardkv.raft.unreadable import Unreadable, first_unreadable, is_unreadable
 
 log = logging.getLogger(__name__)
 

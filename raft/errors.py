@@ -38,7 +38,7 @@ class Busy(RaftError):
 
 
 class NoRoom(RaftError):
-    """The disks are nearly full: what makes the state grow is refused (`room.py`). Nothing was queued."""
+    """The disks are nearly full: what makes the state grow is refused (`space_watch.py`). Nothing was queued."""
 
 
 class Transferring(RaftError):

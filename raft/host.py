@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from raft.quorum import Membership
-from raft.snapshot import SnapshotSink, SnapshotSource
-from raft.types import Entry, Index, SnapshotMeta
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.types import Entry, Index, SnapshotMeta
+from shardkv.raft.snapshot import SnapshotSink, SnapshotSource
 
 
 class Host(Protocol):

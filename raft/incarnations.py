@@ -22,10 +22,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raft.errors import PeerFault, WrongMembers
-from raft.messages import AppendEntries, Envelope, InstallSnapshot
-from raft.quorum import Membership, in_hex
-from raft.types import Index, Kind, NodeId, Term
+from shardkv.raft.errors import PeerFault, WrongMembers
+from shardkv.raft.protocol.messages import AppendEntries, Envelope, InstallSnapshot
+from shardkv.raft.protocol.quorum import Membership, in_hex
+from shardkv.raft.protocol.types import Index, Kind, NodeId, Term
 
 log = logging.getLogger(__name__)
 

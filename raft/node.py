@@ -19,20 +19,20 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
-from raft.core import Raft
-from raft.doors import Transport
-from raft.errors import PeerFault, RaftError, Stopped, StorageError
-from raft.first_fault import FirstFault
-from raft.host import Host
-from raft.incarnations import KnownDisks
-from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
-from raft.quorum import Membership
-from raft.ready import Options, Ready, Write, joined
-from raft.refusals import Refusals
-from raft.room import Room, bearable
-from raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, StreamOptions
-from raft.types import Index, NodeId, SnapshotMeta, Term
-from raft.wal import Wal
+from shardkv.raft.errors import PeerFault, RaftError, Stopped, StorageError
+from shardkv.raft.first_fault import FirstFault
+from shardkv.raft.host import Host
+from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.interfaces import Transport
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options, Ready, Write, joined
+from shardkv.raft.protocol.space import Room, bearable
+from shardkv.raft.protocol.types import Index, NodeId, SnapshotMeta, Term
+from shardkv.raft.refusals import Refusals
+from shardkv.raft.snapshot import SnapshotReceiver, SnapshotSender, SnapshotSink, StreamOptions
+from shardkv.raft.wal import Wal
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Node(FirstFault):
             self._tell(self.core.unreachable, peer)
 
     def note_room(self, room: Room, free_bytes: int) -> None:
-        """See `room.py`."""
+        """See `space_watch.py`."""
         self.room, self.free_bytes = room, free_bytes
         self.core.low = room is not Room.PLENTY
 

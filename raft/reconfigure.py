@@ -11,12 +11,12 @@ from collections.abc import Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 
-from raft.errors import NotLeader, RaftError
-from raft.progress import Mode
-from raft.quorum import Membership
-from raft.roles import Leader
-from raft.rsm import ReplicatedMachine
-from raft.types import NodeId
+from shardkv.raft.errors import NotLeader, RaftError
+from shardkv.raft.protocol.progress import Mode
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.protocol.types import NodeId
+from shardkv.raft.replica import ReplicatedMachine
 
 LEARNER_LAG = 64  # entries that a learner may be behind when it becomes a voter
 

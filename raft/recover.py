@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from raft.doors import Directory
-from raft.membership import Memberships
-from raft.quorum import Membership
-from raft.rsm import entries_that_hold
-from raft.types import Entry, HardState, Index, Kind, NodeId, SnapshotMeta
-from raft.wal import open_wal
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.types import Entry, HardState, Index, Kind, NodeId, SnapshotMeta
+from shardkv.raft.replica import entries_that_hold
+from shardkv.raft.wal import open_wal
 
 
 async def make_alone(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from raft.types import NOBODY, NodeId
+from shardkv.raft.protocol.types import NOBODY, NodeId
 
 log = logging.getLogger(__name__)
 

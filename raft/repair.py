@@ -24,13 +24,14 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from raft.damage import DamageBook
-from raft.doors import Directory, Transport
-from raft.errors import DamagedState, StorageError
-from raft.incarnations import KnownDisks
-from raft.quorum import Membership
-from raft.rsm import ReplicaOptions, ReplicatedMachine, StateMachine, open_replica
-from raft.types import NodeId
+from shardkv.raft.damage import DamageBook
+from shardkv.raft.errors import DamagedState, StorageError
+from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.interfaces import Directory, Transport
+from shardkv.raft.machine import StateMachine
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.types import NodeId
+from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine, open_replica
 
 log = logging.getLogger(__name__)
 

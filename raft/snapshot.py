@@ -26,8 +26,8 @@ from typing import Protocol
 
 import google_crc32c
 
-from raft.messages import InstallSnapshot, InstallSnapshotReply
-from raft.types import Index, NodeId, SnapshotMeta, Term
+from shardkv.raft.protocol.messages import InstallSnapshot, InstallSnapshotReply
+from shardkv.raft.protocol.types import Index, NodeId, SnapshotMeta, Term
 
 log = logging.getLogger(__name__)
 

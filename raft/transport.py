@@ -1,4 +1,4 @@
-"""Raft's mail over the streams of `rpc.py`: what one turn has for a peer is one piece of mail.
+"""Raft's mail over the streams of `dialer.py`: what one turn has for a peer is one piece of mail.
 
 We dial only the members that our log names (for a new replica: those that it was started with). Whoever
 else sends us mail, a leader that joined the group after our last news of it or the group that a new
@@ -11,14 +11,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.gate import Caller, Node
-from raft.messages import Envelope
-from raft.rpc import Connection
-from raft.serving import ServerStream
-from raft.tls import Tls
-from raft.tls_files import TlsFiles, contexts
-from raft.types import NOBODY, NodeId
+from shardkv.raft.codec import MalformedMail, decode_mail, encode_mail
+from shardkv.raft.protocol.messages import Envelope
+from shardkv.raft.protocol.types import NOBODY, NodeId
+from shardkv.wire.auth import Caller, Node
+from shardkv.wire.dialer import Connection
+from shardkv.wire.server_stream import ServerStream
+from shardkv.wire.tls import Tls
+from shardkv.wire.tls_files import TlsFiles, contexts
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raft.errors import DamagedState
+from shardkv.raft.errors import DamagedState
 
 # EIO: a bad sector, also through a file system with checksums (btrfs, ZFS). ENODATA, EILSEQ: the medium or
 # its checksum, from a direct read. EUCLEAN, EBADMSG: metadata of ext4 and XFS that is damaged.

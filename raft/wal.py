@@ -43,10 +43,10 @@ from random import Random
 
 import google_crc32c
 
-from raft.doors import Directory, File
-from raft.errors import CorruptEntry, CorruptLog
-from raft.types import Entry, HardState, Index, Kind, Term
-from raft.unreadable import Unreadable
+from shardkv.raft.errors import CorruptEntry, CorruptLog
+from shardkv.raft.interfaces import Directory, File
+from shardkv.raft.protocol.types import Entry, HardState, Index, Kind, Term
+from shardkv.raft.unreadable import Unreadable
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@
     read-only    gets and scans of them
 
 A user without prefixes may touch every key. Users are known by a token, of which only a
-verifier is kept (`raft/proof.py`), or by the common name of the certificate that they show. Nothing
+verifier is kept (`wire/proof.py`), or by the common name of the certificate that they show. Nothing
 is asked of anybody until access control is switched on, which takes an admin who can then log in.
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from raft.proof import Verifier
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.planner import Refused
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.planner import Refused
+from shardkv.wire.proof import Verifier
 
 MAX_USERS = 10_000
 MAX_PREFIXES = 64

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shardctrler.planner import Refused
-from shardctrler.shard_map import Gid, Incarnation
+from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.shard_map import Gid, Incarnation
 
 
 @dataclass(slots=True)

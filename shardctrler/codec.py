@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.shard_map import Change, Config, Group, Merge, Move, Shard, Split
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.shard_map import Change, Config, Group, Merge, Move, Shard, Split
 
 
 def group_to_pb(group: Group) -> pb.Group:

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raft.doors import Directory
-from raft.memory_state import InMemoryMachine
-from raft.rsm import unstamp
-from raft.sessions import DEFAULT_TTL_MS, SessionClock, SessionRecord
-from raft.types import Entry, Kind, SnapshotMeta
-from shardctrler import planner
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.accounts import Accounts
-from shardctrler.claims import Claims, Join
-from shardctrler.codec import (
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.machine import unstamp
+from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
+from shardkv.raft.sessions import DEFAULT_TTL_MS, SessionClock, SessionRecord
+from shardkv.raft.state_file import InMemoryMachine
+from shardkv.shardctrler import planner
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.accounts import Accounts
+from shardkv.shardctrler.claims import Claims, Join
+from shardkv.shardctrler.codec import (
     change_from_pb,
     change_to_pb,
     config_from_pb,
@@ -25,8 +25,8 @@ from shardctrler.codec import (
     group_from_pb,
     group_to_pb,
 )
-from shardctrler.planner import Refused
-from shardctrler.shard_map import Change, Config, Gid, Group
+from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.shard_map import Change, Config, Gid, Group
 
 PAGE_BYTES = 4 << 20  # of changes in one answer, and so in one entry of a group's log
 MAX_CHANGE_BYTES = 32 << 20  # of one: it travels whole, in half of what a record between processes may hold

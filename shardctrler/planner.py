@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from raft.address import split_address
-from shardctrler.rebalance import plan
-from shardctrler.shard_map import NO_GROUP, Change, Config, Gid, Group, Merge, Move, Shard, ShardId, Split
+from shardkv.shardctrler.rebalance import plan
+from shardkv.shardctrler.shard_map import (
+    NO_GROUP,
+    Change,
+    Config,
+    Gid,
+    Group,
+    Merge,
+    Move,
+    Shard,
+    ShardId,
+    Split,
+)
+from shardkv.wire.address import split_address
 
 MAX_SPLIT_KEY_BYTES = 4096
 

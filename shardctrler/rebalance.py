@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from shardctrler.shard_map import Gid, ShardId
+from shardkv.shardctrler.shard_map import Gid, ShardId
 
 
 def plan(owners: Mapping[ShardId, Gid], live: Iterable[Gid]) -> dict[ShardId, Gid]:

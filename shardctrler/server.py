@@ -16,66 +16,19 @@ from typing import ClassVar
 
 from google.protobuf.message import DecodeError
 
-from raft.answers import Code, answer, refuse
-from raft.bounded_json import parse_json
-from raft.errors import Busy, Lost, NoRoom, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
-from raft.reconfigure import reconfigure
-from raft.rsm import ReplicatedMachine
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.codec import config_to_pb
-from shardctrler.machine import ControllerMachine
+from shardkv.raft.errors import Busy, RaftError
+from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.service import change_members, refusal_of
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.codec import config_to_pb
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.wire.calls import Code, answer, refuse
 
 log = logging.getLogger(__name__)
 
 MAX_WAIT_MS = 60_000
 MAX_CHANGES = 256
 MAX_WAITING = 20_000  # long polls at once; beyond, Busy
-MAX_MEMBERS_BYTES = 1 << 20  # of a request to change the members
-MEMBERS_SECONDS = 30.0  # one attempt at a change of the membership
-
-
-def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
-    """How a server tells a client that its replica did not, or may not have, done it."""
-    match error:
-        case NotLeader():
-            return refuse(Code.NOT_LEADER, replica.leader_address)
-        case Busy():
-            return refuse(Code.BUSY, str(error))
-        case NoRoom():
-            return refuse(Code.NO_ROOM, str(error))
-        case Lost() | OutcomeUnknown() | Transferring():
-            return refuse(Code.RETRY, str(error))
-        case Stopped():
-            return refuse(Code.STOPPED, str(error))
-        case _:
-            raise error
-
-
-async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
-    """Have those in `payload` be the members: JSON of "voters" and "learners", replica numbers to addresses.
-
-    "disks", the incarnations (hex) that some of them are to have, may be left out. Asked again, it goes on from where the group is. Raises RaftError, ValueError.
-    """
-    fields = parse_json(payload, MAX_MEMBERS_BYTES)
-    if not isinstance(fields, dict) or not isinstance(fields.get("voters"), dict):
-        raise ValueError("members are voters and learners")
-    voters, learners = _members(fields["voters"]), _members(fields.get("learners", {}))
-    disks = {node: int(disk, 16) for node, disk in _members(fields.get("disks", {})).items()}
-    if not disks.keys() <= voters.keys() | learners.keys():
-        raise ValueError("disks are those of members")
-    try:
-        async with asyncio.timeout(MEMBERS_SECONDS):
-            await reconfigure(replica, voters, learners, disks)
-    except TimeoutError:
-        return refuse(Code.BUSY, "the change is still under way; ask again")
-    return answer(replica.core.membership.encode())
-
-
-def _members(fields: object) -> dict[int, str]:
-    """Raises ValueError."""
-    if not isinstance(fields, dict) or not all(isinstance(address, str) for address in fields.values()):
-        raise ValueError("members are replica numbers to addresses")
-    return {int(node): address for node, address in fields.items()}
 
 
 class ControllerServer:
@@ -142,7 +95,7 @@ class ControllerServer:
     async def _on_check(self, payload: bytes) -> bytes:
         return answer(self._check())
 
-    # Who may make each of these is in `shardkv/calls.py`, which has to have them all.
+    # Who may make each of these is in `wire/methods.py`, which has to have them all.
     ANSWERS: ClassVar[dict[str, Callable[[ControllerServer, bytes], Awaitable[bytes]]]] = {
         "ctl.admin": _on_admin,
         "ctl.claim": _on_claim,

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from shardctrler import shardctrler_pb2 as shardctrler_dot_shardctrler__pb2
+from shardkv.shardctrler import shardctrler_pb2 as shardctrler_dot_shardctrler__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__

@@ -23,11 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from shardkv.cluster import Cluster
-from shardkv.secret_file import read_secrets
+from shardkv.process.local_cluster import Cluster
+from shardkv.process.secret_file import read_secrets
 
 if TYPE_CHECKING:
-    from client import AsyncShardClerk, Operator, ShardClerk
+    from shardkv.client import AsyncShardClerk, Operator, ShardClerk
 
 SHARDKV = [sys.executable, "-m", "shardkv.cli.main"]
 COMMAND_SECONDS = 700.0
@@ -111,7 +111,7 @@ class ThrowawayCluster:
     @property
     def operator(self) -> Operator:
         """The login of whoever may do what an admin may."""
-        from client import Operator
+        from shardkv.client import Operator
 
         return Operator(read_secrets(self.secret_file)[0])
 
@@ -136,13 +136,13 @@ class ThrowawayCluster:
 
     def clerk(self, timeout: float = 30.0) -> ShardClerk:
         """A new blocking clerk; the caller closes it."""
-        from client import ShardClerk
+        from shardkv.client import ShardClerk
 
         return ShardClerk(self.controllers, timeout=timeout)
 
     def async_clerk(self, timeout: float = 30.0) -> AsyncShardClerk:
         """A new clerk for asyncio; the caller closes it."""
-        from client import AsyncShardClerk
+        from shardkv.client import AsyncShardClerk
 
         return AsyncShardClerk(self.controllers, timeout=timeout)
 

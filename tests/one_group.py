@@ -11,20 +11,20 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from random import Random
 
-from raft.answers import Code, answer, refuse
-from raft.doors import Unreachable
-from raft.rsm import STAMP
-from raft.types import Entry, Kind
-from shardctrler import planner
-from shardctrler import shardctrler_pb2 as ctl
-from shardctrler.codec import change_to_pb, config_to_pb
-from shardctrler.shard_map import Config, Group
-from shardkv import commands, frames
-from shardkv.admission import Admission
-from shardkv.engine import MemoryEngine
-from shardkv.frames import Limits
-from shardkv.machine import ShardMachine
-from shardkv.reading import Reader
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.server.admission import Admission
+from shardkv.server.reading import Reader
+from shardkv.shardctrler import planner
+from shardkv.shardctrler import shardctrler_pb2 as ctl
+from shardkv.shardctrler.codec import change_to_pb, config_to_pb
+from shardkv.shardctrler.shard_map import Config, Group
+from shardkv.state import commands
+from shardkv.state.machine import ShardMachine
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, Unreachable, answer, refuse
+from shardkv.wire.frames import Limits
 from tests.sim.disk import SimDisk
 
 NOW_MS = 1_700_000_000_000
@@ -38,7 +38,7 @@ Fate = str | Code
 
 
 class OneGroup:
-    """See `raft.doors.Dialer`. `fate` says what becomes of a frame; by default it is done."""
+    """See `raft.interfaces.Dialer`. `fate` says what becomes of a frame; by default it is done."""
 
     def __init__(self, shards: int = 1) -> None:
         self.config = Config()

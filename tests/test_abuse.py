@@ -13,10 +13,10 @@ from statistics import median
 import pytest
 
 from bench.live import LiveCluster
-from client import ShardClerk
-from raft.framing import ASK, CALL, HELLO, RECORD
-from raft.hello import stranger
-from shardkv.cluster import Process
+from shardkv.client import ShardClerk
+from shardkv.process.local_cluster import Process
+from shardkv.wire.framing import ASK, CALL, HELLO, RECORD
+from shardkv.wire.hello import stranger
 
 CONNECTIONS = 2_000
 

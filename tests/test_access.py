@@ -12,21 +12,21 @@ import grpc
 import pytest
 
 from bench.live import SHARDKV, LiveCluster, attempt
-from client import Login, PermissionDenied, ShardClerk, ShardKVError, Tls
-from raft.gate import Caller
-from raft.node_name import Member
-from raft.proof import Verifier, key_id
-from raft.sealed import seal
-from raft.secrets import Secrets
-from shardctrler import shardctrler_pb2 as ctl
-from shardctrler.accounts import Accounts, Role, User, after
-from shardctrler.planner import Refused
-from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.access import Access
-from shardkv.accounts_copy import ACCOUNTS_MAGIC, ACCOUNTS_VERSION, AccountsFollower
-from shardkv.frames import GET, PUT, SCAN_OP, Limits
+from shardkv.client import Login, PermissionDenied, ShardClerk, ShardKVError, Tls
+from shardkv.raft.sealed import seal
+from shardkv.server.access import Access
+from shardkv.server.accounts_copy import ACCOUNTS_MAGIC, ACCOUNTS_VERSION, AccountsFollower
+from shardkv.shardctrler import shardctrler_pb2 as ctl
+from shardkv.shardctrler.accounts import Accounts, Role, User, after
+from shardkv.shardctrler.planner import Refused
+from shardkv.wire import frames
+from shardkv.wire.auth import Caller
+from shardkv.wire.frames import GET, PUT, SCAN_OP, Limits
+from shardkv.wire.node_name import Member
+from shardkv.wire.proof import Verifier, key_id
+from shardkv.wire.secrets import Secrets
 
 # ---- the rules, pure
 

@@ -7,12 +7,12 @@ import json
 
 import pytest
 
-from client.routing import STALE_SECONDS
-from raft.answers import Code
-from shardctrler import planner
-from shardctrler.planner import Refused
-from shardctrler.shard_map import Change, Config, Group, Move
-from shardkv.ownership import Ownership
+from shardkv.client.routing import STALE_SECONDS
+from shardkv.shardctrler import planner
+from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.shard_map import Change, Config, Group, Move
+from shardkv.state.ownership import Ownership
+from shardkv.wire.calls import Code
 from tests.sim.network import SimDialer
 from tests.sim.world import CONTROLLER, World
 from tests.test_sharded_kv import in_world

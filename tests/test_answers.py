@@ -10,15 +10,17 @@ from random import Random
 
 import pytest
 
-from client import AsyncShardClerk
-from raft.errors import Stopped
-from raft.types import SnapshotMeta
-from shardkv import frames, reading
-from shardkv.engine import Batch, Engine, MemoryEngine
-from shardkv.frames import APPEND, GET, PUT, SCAN_OP, Limits, MalformedFrame, SectionReply, Status
-from shardkv.reading import ANSWER_BYTES, SCAN_PAGE_BYTES, Reader
-from shardkv.rocks import RocksEngine
-from shardkv.row import State
+from shardkv.client import AsyncShardClerk
+from shardkv.raft.errors import Stopped
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.server import reading
+from shardkv.server.reading import ANSWER_BYTES, SCAN_PAGE_BYTES, Reader
+from shardkv.state.row import State
+from shardkv.storage.engine import Batch, Engine
+from shardkv.storage.memory import MemoryEngine
+from shardkv.storage.rocks import RocksEngine
+from shardkv.wire import frames
+from shardkv.wire.frames import APPEND, GET, PUT, SCAN_OP, Limits, MalformedFrame, SectionReply, Status
 from tests.one_group import OneGroup
 from tests.sim.disk import SimDisk
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from shardctrler import shardctrler_pb2 as ctl
-from shardkv.audit import BURST, KEPT_FILES, MAX_TEXT, AuditLog, describe
 from shardkv.observe import logs
 from shardkv.observe.logs import JsonFormatter, TextFormatter, _Queued
+from shardkv.server.audit import BURST, KEPT_FILES, MAX_TEXT, AuditLog, describe
+from shardkv.shardctrler import shardctrler_pb2 as ctl
 
 pytestmark = pytest.mark.quick
 

@@ -24,16 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
-from client import BeingRestored
-from raft.rpc import TcpDialer
-from shardctrler.query import ControllerClient
 from shardkv.backup import create
 from shardkv.backup import source as source_module
 from shardkv.backup.chunks import Chunker, pairs_of
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import GroupPart, Manifest, moment
+from shardkv.backup.open import open_store
 from shardkv.backup.source import Compacted
-from shardkv.backup.store import LEVEL, chunk_name, open_store
+from shardkv.backup.store import LEVEL, chunk_name
+from shardkv.client import BeingRestored
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.wire.dialer import TcpDialer
 
 pytestmark = pytest.mark.timeout(180)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}

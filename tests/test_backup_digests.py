@@ -24,9 +24,9 @@ from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.source import GroupView, SourceLost
 from shardkv.backup.store import Found, Store, chunk_name
 from shardkv.backup.whole import Wholeness
-from shardkv.digests import Digest, Digester, Part
-from shardkv.engine import MemoryView
 from shardkv.observe.compare import Begun, GroupCheck, Said
+from shardkv.state.digests import Digest, Digester, Part
+from shardkv.storage.memory import MemoryView
 from tests.sim.world import Process, World, in_world
 
 # ---- pure: who confirms it

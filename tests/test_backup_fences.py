@@ -14,7 +14,8 @@ import pytest
 from shardkv.backup import catalog, fence
 from shardkv.backup.create import Backup
 from shardkv.backup.errors import BackupError
-from shardkv.backup.store import Found, Store, open_store
+from shardkv.backup.open import open_store
+from shardkv.backup.store import Found, Store
 from tests.sim.loop import world_time
 from tests.sim.world import World, in_world
 from tests.test_backup import CREDENTIALS, object_server

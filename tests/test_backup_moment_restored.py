@@ -11,11 +11,6 @@ from random import Random
 
 import pytest
 
-from raft.rsm import STAMP
-from raft.types import Entry, Kind
-from shardctrler.codec import change_to_pb
-from shardctrler.shard_map import Change, Group, Merge, Move
-from shardkv import commands, frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import restore as restore_module
 from shardkv.backup.archive import ArchivedGroup, Archiver, Segment, Watermark, watermark, watermark_name
@@ -26,10 +21,16 @@ from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.restore import Restore
 from shardkv.backup.source import Compacted, read_log
 from shardkv.backup.store import LEVEL, chunk_name
-from shardkv.digests import Digester, parts_of
-from shardkv.engine import MemoryEngine
-from shardkv.machine import ShardMachine
-from shardkv.row import State
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.shardctrler.codec import change_to_pb
+from shardkv.shardctrler.shard_map import Change, Group, Merge, Move
+from shardkv.state import commands
+from shardkv.state.digests import Digester, parts_of
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import State
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 from tests.test_backup_digests import InMemory

@@ -11,19 +11,19 @@ from random import Random
 
 import pytest
 
-from raft.damage import DAMAGE_FILE, DamageBook
-from raft.disk import RealDirectory
-from raft.doors import Directory
-from raft.errors import CorruptLog, DamagedState, WrongDirectory
-from raft.memory_state import STATE_ASIDE, STATE_FILE, InMemoryMachine, StateFile
-from raft.types import Entry, HardState, Kind, SnapshotMeta
-from raft.unreadable import NUMBERS, Unreadable
-from raft.wal import open_wal
-from shardkv.faults import fault_of
-from shardkv.identity import IDENTITY, read_identity
-from shardkv.rocks import RocksEngine
-from shardkv.scrub import Scrub
-from shardkv.tables import at_once
+from shardkv.process.identity import IDENTITY, read_identity
+from shardkv.raft.damage import DAMAGE_FILE, DamageBook
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import CorruptLog, DamagedState, WrongDirectory
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.protocol.types import Entry, HardState, Kind, SnapshotMeta
+from shardkv.raft.state_file import STATE_ASIDE, STATE_FILE, InMemoryMachine, StateFile
+from shardkv.raft.unreadable import NUMBERS, Unreadable
+from shardkv.raft.wal import open_wal
+from shardkv.storage.faults import fault_of
+from shardkv.storage.rocks import RocksEngine
+from shardkv.storage.scrub import Scrub
+from shardkv.storage.tables import at_once
 from tests import bad_sectors
 from tests.bad_sectors import BadSectors
 from tests.sim.raft_world import RaftWorld, in_world
@@ -152,7 +152,7 @@ def test_a_received_file_that_cannot_be_read_back_is_asked_for_again(tmp_path: P
         def cannot(path: Path) -> str:
             raise DamagedState(str(path), "the disk cannot read it")
 
-        patch.setattr("shardkv.checkpoint.hash_tail", cannot)
+        patch.setattr("shardkv.storage.checkpoint.hash_tail", cannot)
         with pytest.raises(ValueError, match="cannot read it"):
             await stream_into(source, sink, lambda data: data)
         sink.abort()

@@ -8,13 +8,13 @@ from random import Random
 
 import pytest
 
-from raft.bounds import MAX_NUMBER, MAX_TERM_JUMP
-from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.core import Raft
-from raft.errors import PeerFault, Stopped
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import (
+from shardkv.raft.codec import MalformedMail, decode_mail, encode_mail
+from shardkv.raft.errors import PeerFault, Stopped
+from shardkv.raft.protocol.bounds import MAX_NUMBER, MAX_TERM_JUMP
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -26,9 +26,9 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.types import Entry, HardState, Kind
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind
 from tests.sim.raft_world import RaftWorld, in_world
 
 

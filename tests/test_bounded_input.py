@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from raft.bounded_json import MAX_DEPTH, parse_json
-from raft.quorum import Membership
-from raft.types import SnapshotMeta
 from shardkv.backup.archive import ArchivedGroup, Watermark
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import FORMAT, GroupPart, Manifest
 from shardkv.backup.store import MAX_CONTENT_BYTES, log_entries
-from shardkv.checkpoint import read_manifest
-from shardkv.identity import Identity
+from shardkv.process.identity import Identity
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.storage.checkpoint import read_manifest
+from shardkv.wire.bounded_json import MAX_DEPTH, parse_json
 from tests.test_backup_digests import InMemory
 
 pytestmark = pytest.mark.quick

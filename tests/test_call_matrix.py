@@ -9,15 +9,15 @@ import grpc
 import pytest
 
 from bench.live import LiveCluster, attempt
-from client import Login
-from raft.answers import Code, parse
-from raft.gate import Node, Who
-from raft.node_name import Member
-from raft.rpc import TcpDialer
-from raft.secrets import Secrets
-from shardkv import calls
-from shardkv.calls import TABLE, UNARY, At, NotInTable, Right
-from shardkv.secret_file import read_secrets
+from shardkv.client import Login
+from shardkv.process.secret_file import read_secrets
+from shardkv.wire import methods
+from shardkv.wire.auth import Node, Who
+from shardkv.wire.calls import Code, parse
+from shardkv.wire.dialer import TcpDialer
+from shardkv.wire.methods import TABLE, UNARY, At, NotInTable, Right
+from shardkv.wire.node_name import Member
+from shardkv.wire.secrets import Secrets
 
 READER, WRITER, ADMIN, OPERATOR, NODE = "reader", "writer", "admin", "operator", "node"
 # Who is let through by a right; who else is denied.
@@ -35,10 +35,10 @@ OWN_GROUP_ONLY = {"ctl.claim", "ctl.admin"}  # an empty request is for no group 
 @pytest.mark.quick
 def test_a_call_without_an_entry_fails_at_import() -> None:
     group = {call.method for call in TABLE if call.at in (At.GROUP, At.BOTH) and not call.post}
-    calls.check_streams(At.GROUP, group)
+    methods.check_streams(At.GROUP, group)
     for wrong in (group | {"kv.new"}, group - {"kv.read"}):
         with pytest.raises(NotInTable, match=r"kv\.(new|read)"):
-            calls.check_streams(At.GROUP, wrong)
+            methods.check_streams(At.GROUP, wrong)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def make_user(live: LiveCluster, name: str, role: str) -> Login:
     return Login(name, done.stdout.strip())
 
 
-def expected(call: calls.Call, kind: str) -> bool:
+def expected(call: methods.Call, kind: str) -> bool:
     if kind == NODE and call.nodes_too:
         return call.method not in OWN_GROUP_ONLY
     return kind in ALLOWED[call.right] and not (kind == NODE and call.method in OWN_GROUP_ONLY)
@@ -88,7 +88,7 @@ def test_every_call_by_every_kind_of_caller(live: LiveCluster) -> None:
     )
 
 
-async def denied(dialer: TcpDialer, address: str, call: calls.Call) -> bool:
+async def denied(dialer: TcpDialer, address: str, call: methods.Call) -> bool:
     code, _ = parse(await dialer.call(address, call.method, b"", 20.0))
     return code is Code.DENIED
 

@@ -14,19 +14,22 @@ from typing import Any
 import pytest
 
 from bench.live import LiveCluster, attempt
-from raft.answers import Code, refuse
-from raft.errors import Busy
-from raft.sessions import SessionRecord
-from raft.types import Entry
-from shardctrler.shard_map import Config
-from shardkv import checking, commands, frames, layout
 from shardkv import shardkv_pb2 as pb
-from shardkv.checking import Checks
-from shardkv.digests import LENGTHS, Digest, Digester, Part
-from shardkv.engine import Engine, MemoryEngine, ViewGone
 from shardkv.observe.compare import Begun, GroupCheck, Said, ask, check_controllers, odd_ones
-from shardkv.rocks import RocksEngine
-from shardkv.viewing import Views
+from shardkv.raft.errors import Busy
+from shardkv.raft.protocol.types import Entry
+from shardkv.raft.sessions import SessionRecord
+from shardkv.server import checking
+from shardkv.server.checking import Checks
+from shardkv.server.views import Views
+from shardkv.shardctrler.shard_map import Config
+from shardkv.state import commands, layout
+from shardkv.state.digests import LENGTHS, Digest, Digester, Part
+from shardkv.storage.engine import Engine, ViewGone
+from shardkv.storage.memory import MemoryEngine
+from shardkv.storage.rocks import RocksEngine
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, refuse
 from tests.sim.disk import SimDisk
 from tests.sim.loop import run
 from tests.sim.network import Weather

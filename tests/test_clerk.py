@@ -8,14 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from client import AsyncShardClerk, OutcomeUnknown
-from raft.answers import Code, answer, refuse
-from raft.doors import Unreachable
-from shardctrler import planner
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.codec import config_to_pb
-from shardctrler.shard_map import Config, Group
-from shardkv import frames
+from shardkv.client import AsyncShardClerk, OutcomeUnknown
+from shardkv.shardctrler import planner
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.codec import config_to_pb
+from shardkv.shardctrler.shard_map import Config, Group
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, Unreachable, answer, refuse
 
 pytestmark = pytest.mark.quick
 

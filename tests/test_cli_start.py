@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-SERVER = {"rocksdict", "raft.core", "raft.rsm", "shardkv.process", "shardkv.machine", "prometheus_client"}
+SERVER = {
+    "rocksdict",
+    "shardkv.raft.protocol.core",
+    "shardkv.raft.replica",
+    "shardkv.process.run",
+    "shardkv.state.machine",
+    "prometheus_client",
+}
 HEAVY = {*SERVER, "grpc", "rich.console", "rich.table", "obstore", "aiohttp"}
 
 SHOW = """

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.rsm import STAMP
-from raft.types import Entry, Kind
-from shardctrler import planner
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.codec import change_from_pb, change_to_pb, config_from_pb, config_to_pb
-from shardctrler.machine import PAGE_BYTES, ControllerMachine
-from shardctrler.planner import Refused
-from shardctrler.query import AdminRefused, ControllerClient
-from shardctrler.rebalance import plan
-from shardctrler.shard_map import Change, Config, Group
 from shardkv import shardkv_pb2 as kv
-from shardkv.machine import ShardMachine
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.shardctrler import planner
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.client import AdminRefused, ControllerClient
+from shardkv.shardctrler.codec import change_from_pb, change_to_pb, config_from_pb, config_to_pb
+from shardkv.shardctrler.machine import PAGE_BYTES, ControllerMachine
+from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.rebalance import plan
+from shardkv.shardctrler.shard_map import Change, Config, Group
+from shardkv.state.machine import ShardMachine
 from tests.sim.disk import SimDisk
 from tests.sim.network import SimDialer
 from tests.sim.world import World, in_world

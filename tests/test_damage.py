@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.live import Appenders, LiveCluster
-from client import ShardClerk
-from shardkv.cluster import Process
+from shardkv.client import ShardClerk
+from shardkv.process.local_cluster import Process
 from tests import bad_sectors
 from tests.bad_sectors import BadSectors
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from bench.live import LiveCluster
-from raft.core import Raft
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import AppendEntries, Envelope, RequestVote, RequestVoteReply, TimeoutNow
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.rsm import STAMP
-from raft.types import Entry, HardState, Kind
 from shardkv.observe.overview import role_of
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import AppendEntries, Envelope, RequestVote, RequestVoteReply, TimeoutNow
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind
 from tests.sim.raft_world import RaftWorld, in_world
 
 pytestmark = pytest.mark.timeout(120)

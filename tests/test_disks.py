@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from bench.live import Appenders, LiveCluster, attempt
-from raft.damage import DamageBook
-from raft.disk import RealDirectory
-from raft.errors import DamagedState, WrongDirectory
-from shardkv.identity import Identity, read_identity
-from shardkv.options import ProcessOptions
-from shardkv.process import note_when_room, noted
+from shardkv.process.identity import Identity, read_identity
+from shardkv.process.options import ProcessOptions
+from shardkv.process.run import note_when_room, noted
+from shardkv.raft.damage import DamageBook
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import DamagedState, WrongDirectory
 from tests.test_members import joining
 from tests.test_processes import serve
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from shardkv.cli.main import main
-from shardkv.ownership import TRANSITIONS
+from shardkv.state.ownership import TRANSITIONS
 from tests.test_mutants import MUTANTS
 
 pytestmark = pytest.mark.quick

@@ -17,20 +17,20 @@ from typing import Any
 import pytest
 import uvloop
 
-from raft.descriptors import MIN_DESCRIPTORS, OWN, Descriptors, TooFewDescriptors
-from raft.doorway import Doorway
-from raft.framing import ANSWER, ASK, CALL, HELLO, HERE, RECORD, SMALL_PAYLOAD_BYTES, Parser
-from raft.frontdoor import FrontDoor
-from raft.gate import LOGIN, Caller, Login, Node, OpenGate, Standing, Who
-from raft.greeting import Channel, Dialling, Greeter
-from raft.held import HeldBytes
-from raft.hello import stranger
-from raft.inbound import Inbound, source_of
-from raft.node_name import Member
-from raft.proof import Verifier
-from raft.secrets import Secrets
-from raft.shares import Share
-from raft.tls import Tls
+from shardkv.wire.acceptor import Doorway
+from shardkv.wire.auth import LOGIN, Caller, Login, Node, OpenGate, Standing, Who
+from shardkv.wire.descriptors import MIN_DESCRIPTORS, OWN, Descriptors, TooFewDescriptors
+from shardkv.wire.framing import ANSWER, ASK, CALL, HELLO, HERE, RECORD, SMALL_PAYLOAD_BYTES, Parser
+from shardkv.wire.handshake import Channel, Dialling, Greeter
+from shardkv.wire.held import HeldBytes
+from shardkv.wire.hello import stranger
+from shardkv.wire.inbound import Inbound, source_of
+from shardkv.wire.listener import FrontDoor
+from shardkv.wire.node_name import Member
+from shardkv.wire.proof import Verifier
+from shardkv.wire.secrets import Secrets
+from shardkv.wire.shares import Share
+from shardkv.wire.tls import Tls
 from tests.test_tls import certify
 
 # ---- shares and numbers, pure

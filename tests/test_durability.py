@@ -12,13 +12,13 @@ from typing import TypeVar
 
 import pytest
 
-from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.disk import RealDirectory
-from raft.errors import CorruptEntry, CorruptLog
-from raft.memory_state import STATE_FILE
-from raft.messages import AppendEntries, AppendReply, Envelope
-from raft.types import Entry, HardState, Kind
-from raft.wal import Recovered, open_wal
+from shardkv.raft.codec import MalformedMail, decode_mail, encode_mail
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import CorruptEntry, CorruptLog
+from shardkv.raft.protocol.messages import AppendEntries, AppendReply, Envelope
+from shardkv.raft.protocol.types import Entry, HardState, Kind
+from shardkv.raft.state_file import STATE_FILE
+from shardkv.raft.wal import Recovered, open_wal
 from tests.power import Killed, Power, eio, kill
 
 T = TypeVar("T")

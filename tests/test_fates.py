@@ -8,8 +8,7 @@ from random import Random
 
 import pytest
 
-import client.core
-from client import (
+from shardkv.client import (
     AsyncShardClerk,
     BadRequest,
     BatchError,
@@ -23,13 +22,14 @@ from client import (
     SessionExpired,
     ShardKVError,
     ValueTooLarge,
+    core,
 )
-from client.core import WRITE_LANE
-from client.operations import Numbering, Operation
-from raft.answers import Code
-from raft.room import Room, has_room
-from shardkv import frames
-from shardkv.frames import ABANDON, Limits
+from shardkv.client.core import WRITE_LANE
+from shardkv.client.operations import Numbering, Operation
+from shardkv.raft.protocol.space import Room, has_room
+from shardkv.wire import frames
+from shardkv.wire.calls import Code
+from shardkv.wire.frames import ABANDON, Limits
 from tests.one_group import DONE, LATE, LOST, MUTE, Fate, OneGroup, operations
 from tests.sim.world import World, in_world
 
@@ -305,7 +305,7 @@ async def test_a_write_of_unknown_outcome_is_resolved_before_a_later_one(
 @against_one_group
 async def test_what_was_given_up_does_not_stay_for_ever(group: OneGroup, clerk: AsyncShardClerk) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client.core, "ABANDON_SECONDS", 0.2)
+        patch.setattr(core, "ABANDON_SECONDS", 0.2)
         group.fate = lambda frame: LOST
         with pytest.raises(OutcomeUnknown):
             await clerk.put("k", "v", timeout=0.1)

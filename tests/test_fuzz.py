@@ -16,16 +16,16 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raft import wal
-from raft.answers import Code, parse
-from raft.codec import MalformedMail, decode_mail, encode_mail
-from raft.core import Raft
-from raft.errors import PeerFault, RaftError, StorageError
-from raft.framing import CALL, RECORD, MalformedStream, Parser
-from raft.hello import Hello, Welcome, stranger
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import (
+from shardkv import shardkv_pb2 as pb
+from shardkv.backup.errors import Damaged
+from shardkv.backup.manifest import Manifest
+from shardkv.raft import wal
+from shardkv.raft.codec import MalformedMail, decode_mail, encode_mail
+from shardkv.raft.errors import PeerFault, RaftError, StorageError
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -38,23 +38,23 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.node_name import Member
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.types import Entry, HardState, Kind
-from raft.wal import Recovered, Wal, open_wal
-from shardctrler import shardctrler_pb2 as ctl
-from shardctrler.accounts import Accounts
-from shardctrler.machine import ControllerMachine
-from shardkv import frames
-from shardkv import shardkv_pb2 as pb
-from shardkv.admission import Admission
-from shardkv.backup.errors import Damaged
-from shardkv.backup.manifest import Manifest
-from shardkv.engine import MemoryEngine
-from shardkv.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, MalformedFrame
-from shardkv.machine import ShardMachine
-from shardkv.reading import Reader
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind
+from shardkv.raft.wal import Recovered, Wal, open_wal
+from shardkv.server.admission import Admission
+from shardkv.server.reading import Reader
+from shardkv.shardctrler import shardctrler_pb2 as ctl
+from shardkv.shardctrler.accounts import Accounts
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.state.machine import ShardMachine
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, parse
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, MalformedFrame
+from shardkv.wire.framing import CALL, RECORD, MalformedStream, Parser
+from shardkv.wire.hello import Hello, Welcome, stranger
+from shardkv.wire.node_name import Member
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 

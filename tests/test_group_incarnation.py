@@ -10,15 +10,15 @@ import asyncio
 
 import pytest
 
-from client.errors import DeadlineExceeded
-from shardctrler import planner
-from shardctrler.claims import Claims
-from shardctrler.planner import Refused
-from shardctrler.query import AdminRefused
-from shardctrler.shard_map import Change, Config, Group, Move
+from shardkv.client.errors import DeadlineExceeded
 from shardkv.observe.overview import problems
-from shardkv.ownership import Ownership
-from shardkv.row import State
+from shardkv.shardctrler import planner
+from shardkv.shardctrler.claims import Claims
+from shardkv.shardctrler.client import AdminRefused
+from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.shard_map import Change, Config, Group, Move
+from shardkv.state.ownership import Ownership
+from shardkv.state.row import State
 from tests.sim.workload import Workload
 from tests.sim.world import World, in_world
 from tests.test_sharded_kv import KEYS, all_there, fill, shards_of

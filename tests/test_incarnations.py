@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 
-from raft.errors import NotLeader, PeerFault, Stopped, WrongDirectory, WrongMembers
-from raft.incarnations import KnownDisks
-from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, RequestVoteReply
-from raft.quorum import Membership
-from raft.reconfigure import reconfigure
-from raft.types import Entry, Kind
-from shardkv.identity import IDENTITY, Identity, claim
+from shardkv.process.identity import IDENTITY, Identity, claim
+from shardkv.raft.errors import NotLeader, PeerFault, Stopped, WrongDirectory, WrongMembers
+from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.protocol.messages import AppendEntries, AppendReply, Envelope, RequestVote, RequestVoteReply
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.raft.reconfigure import reconfigure
 from tests.sim.disk import SimDisk
 from tests.sim.loop import run
 from tests.sim.raft_world import RaftWorld, in_world

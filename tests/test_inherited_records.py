@@ -6,13 +6,14 @@ from random import Random
 
 import pytest
 
-from raft.types import Entry
-from shardctrler.shard_map import Change, Merge, Move, Split
-from shardkv import commands, frames, layout, records
-from shardkv.engine import MemoryEngine
-from shardkv.frames import SectionStatus, Status
-from shardkv.machine import ShardMachine
-from shardkv.row import State
+from shardkv.raft.protocol.types import Entry
+from shardkv.shardctrler.shard_map import Change, Merge, Move, Split
+from shardkv.state import commands, layout, records
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import State
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
+from shardkv.wire.frames import SectionStatus, Status
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 from tests.test_units import CREATED, ONE, TWO, entry, learn, member

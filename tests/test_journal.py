@@ -8,14 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardkv import frames, layout, lending
 from shardkv import shardkv_pb2 as pb
-from shardkv.cursor import JOURNAL, Cursor
-from shardkv.engine import MemoryEngine
-from shardkv.lending import Pace
-from shardkv.machine import ShardMachine
-from shardkv.row import State
-from shardkv.rows import cursor_from_pb, cursor_to_pb
+from shardkv.server import giver as lending
+from shardkv.server.giver import Pace
+from shardkv.state import layout
+from shardkv.state.cursor import JOURNAL, Cursor
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import State
+from shardkv.state.rows import cursor_from_pb, cursor_to_pb
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
 from tests.sim.disk import SimDisk
 from tests.test_units import CREATED, LOST, entry, learn, member, write
 

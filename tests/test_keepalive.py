@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from raft.address import split_address
-from raft.doors import Unreachable
-from raft.greeting import Greeter
-from raft.keepalive import ASK_SECONDS, SILENT_SECONDS, Silence
-from raft.node_name import Member
-from raft.rpc import Connection
-from raft.serving import ServerStream
+from shardkv.wire.address import split_address
+from shardkv.wire.calls import Unreachable
+from shardkv.wire.dialer import Connection
+from shardkv.wire.handshake import Greeter
+from shardkv.wire.keepalive import ASK_SECONDS, SILENT_SECONDS, Silence
+from shardkv.wire.node_name import Member
+from shardkv.wire.server_stream import ServerStream
 
 
 class Cable:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.live import LiveCluster, attempt
-from client import ShardKVError
-from shardkv.cluster import Process
+from shardkv.client import ShardKVError
+from shardkv.process.local_cluster import Process
 
 pytestmark = pytest.mark.timeout(180)
 KEYS = [bytes([n]).decode() + "/key" for n in range(0x21, 0x7E, 7)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import google_crc32c
 import pytest
 
-from raft.codec import HEAD, MAGIC, PROTOCOL_VERSION, MalformedMail, decode_mail, encode_mail
-from raft.messages import (
+from shardkv.raft.codec import HEAD, MAGIC, PROTOCOL_VERSION, MalformedMail, decode_mail, encode_mail
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -19,7 +19,7 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.types import Entry, Kind
+from shardkv.raft.protocol.types import Entry, Kind
 
 pytestmark = pytest.mark.quick
 

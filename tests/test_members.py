@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
-from client import ShardClerk, ShardKVError
+from shardkv.client import ShardClerk, ShardKVError
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -22,30 +22,33 @@ from pathlib import Path
 
 import pytest
 
-from client.lane import Lane
-from raft import core, quorum, roles, sealed, wal
-from raft.core import Raft
-from raft.incarnations import KnownDisks
-from raft.log import Log
-from raft.membership import Memberships
-from raft.memory_state import InMemoryMachine
-from raft.messages import AppendEntries, Envelope, RequestVote
-from raft.outbox import Outbox, Promise
-from raft.quorum import Membership
-from raft.ready import Write
-from raft.roles import Leader
-from raft.rsm import ReplicatedMachine
-from raft.snapshot import SnapshotReceiver
-from shardctrler.claims import Claims
-from shardkv import commands, journal, layout, lending, tables
 from shardkv import shardkv_pb2 as pb
-from shardkv.cursor import Cursor
-from shardkv.engine import MemoryEngine
-from shardkv.machine import ShardMachine
-from shardkv.migration import Migrator
-from shardkv.ownership import Ownership
-from shardkv.records import Records
-from shardkv.row import Row, State
+from shardkv.client.lane import Lane
+from shardkv.raft import sealed, wal
+from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.protocol import core, quorum, roles
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import AppendEntries, Envelope, RequestVote
+from shardkv.raft.protocol.outbox import Outbox, Promise
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Write
+from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.snapshot import SnapshotReceiver
+from shardkv.raft.state_file import InMemoryMachine
+from shardkv.server import giver as lending
+from shardkv.server.errands import Migrator
+from shardkv.shardctrler.claims import Claims
+from shardkv.state import commands, journal, layout
+from shardkv.state.cursor import Cursor
+from shardkv.state.machine import ShardMachine
+from shardkv.state.ownership import Ownership
+from shardkv.state.records import Records
+from shardkv.state.row import Row, State
+from shardkv.storage import tables
+from shardkv.storage.memory import MemoryEngine
 from tests import test_promises, test_rocks, test_units
 from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile

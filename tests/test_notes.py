@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from raft.errors import DamagedState
-from shardkv.faults import fault_of, meaning_of
 from shardkv.observe.notes import TOLD_MS, damage_problems, notes_of
-from shardkv.stores import named_below
+from shardkv.process.stores import named_below
+from shardkv.raft.errors import DamagedState
+from shardkv.storage.faults import fault_of, meaning_of
 
 pytestmark = pytest.mark.quick
 NOW = 10 * TOLD_MS

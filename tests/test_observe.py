@@ -18,10 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from bench.live import SHARDKV, LiveCluster, free_port_base, in_background
-from client import ShardClerk
-from shardctrler.shard_map import Config, Group, Shard
 from shardkv.cli.top import Screen
+from shardkv.client import ShardClerk
 from shardkv.observe.overview import Overview
+from shardkv.shardctrler.shard_map import Config, Group, Shard
 
 ROOT = Path(__file__).parent.parent
 Samples = dict[tuple[str, str], float]

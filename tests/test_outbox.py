@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import (
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -19,10 +19,10 @@ from raft.messages import (
     RequestVote,
     RequestVoteReply,
 )
-from raft.outbox import Outbox
-from raft.quorum import Membership
-from raft.ready import Options, Ready, Write
-from raft.types import Entry, HardState, Kind, Term
+from shardkv.raft.protocol.outbox import Outbox
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options, Ready, Write
+from shardkv.raft.protocol.types import Entry, HardState, Kind, Term
 
 
 def core(

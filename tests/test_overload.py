@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import raft.errors
-from client.errors import Busy
-from raft.ready import Options
+from shardkv.client.errors import Busy
+from shardkv.raft import errors
+from shardkv.raft.protocol.ready import Options
 from tests.sim.world import World, in_world
 
 CALLERS = 400
@@ -21,7 +21,7 @@ async def test_a_leader_that_is_busy_sheds_and_clerks_come_back_later(world: Wor
         nonlocal shed
         try:
             return propose(data)
-        except raft.errors.Busy:
+        except errors.Busy:
             shed += 1
             raise
 

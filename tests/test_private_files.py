@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.live import LiveCluster, attempt
-from raft.disk import RealDirectory
-from raft.private import tighten
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.private import tighten
 
 pytestmark = pytest.mark.timeout(180)
 

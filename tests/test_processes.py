@@ -20,7 +20,9 @@ import pytest
 
 from bench.acceptance import kill, load
 from bench.live import SHARDKV, Appenders, LiveCluster, attempt, free_port_base
-from client import (
+from shardkv import shardkv_pb2 as pb
+from shardkv import shardkv_pb2_grpc as pb_grpc
+from shardkv.client import (
     AsyncShardClerk,
     ClerkClosed,
     ForkedClerk,
@@ -30,11 +32,9 @@ from client import (
     Unavailable,
     ValueTooLarge,
 )
-from raft.framing import CALL, PROTOCOL_VERSION, RECORD, pack_hello
-from raft.hello import stranger
-from shardkv import shardkv_pb2 as pb
-from shardkv import shardkv_pb2_grpc as pb_grpc
-from shardkv.cluster import Cluster, Process
+from shardkv.process.local_cluster import Cluster, Process
+from shardkv.wire.framing import CALL, PROTOCOL_VERSION, RECORD, pack_hello
+from shardkv.wire.hello import stranger
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import (
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -19,9 +19,9 @@ from raft.messages import (
     RequestVote,
     RequestVoteReply,
 )
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.types import Entry, HardState, Kind
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind
 
 pytestmark = pytest.mark.quick
 TICK = 0.05

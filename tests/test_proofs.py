@@ -14,22 +14,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.answers import Code, parse
-from raft.codec import encode_mail
-from raft.doors import Unreachable
-from raft.framing import CALL, HELLO, POST, RECORD, MalformedStream, Parser, pack_hello
-from raft.gate import LOGIN, STRANGER, Caller, Gate, Kind, Login, Node, OpenGate, Operator, Who
-from raft.greeting import Channel, Dialling, Greeter, Greeting, NotKnownYet, Refused
-from raft.hello import NONCE_BYTES, Hello, Welcome, transcript
-from raft.messages import Envelope, ReadIndex
-from raft.node_name import Member, NodeName, common_name, is_for, names_in
-from raft.proof import Verifier, client_proof, key_id
-from raft.rpc import Connection
-from raft.secrets import Secrets
-from raft.serving import ServerStream
-from raft.tls import Tls
-from raft.transport import MAIL, TcpTransport
-from shardkv.certificates import Authority
+from shardkv.process.certificates import Authority
+from shardkv.raft.codec import encode_mail
+from shardkv.raft.protocol.messages import Envelope, ReadIndex
+from shardkv.raft.transport import MAIL, TcpTransport
+from shardkv.wire.auth import LOGIN, STRANGER, Caller, Gate, Kind, Login, Node, OpenGate, Operator, Who
+from shardkv.wire.calls import Code, Unreachable, parse
+from shardkv.wire.dialer import Connection
+from shardkv.wire.framing import CALL, HELLO, POST, RECORD, MalformedStream, Parser, pack_hello
+from shardkv.wire.handshake import Channel, Dialling, Greeter, Greeting, NotKnownYet, Refused
+from shardkv.wire.hello import NONCE_BYTES, Hello, Welcome, transcript
+from shardkv.wire.node_name import Member, NodeName, common_name, is_for, names_in
+from shardkv.wire.proof import Verifier, client_proof, key_id
+from shardkv.wire.secrets import Secrets
+from shardkv.wire.server_stream import ServerStream
+from shardkv.wire.tls import Tls
 
 SECRET, TOKEN = "the cluster's secret", "the user's token"
 A, B = Member("c", 1, 1), Member("c", 1, 2)

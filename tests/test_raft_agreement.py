@@ -7,14 +7,14 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.errors import OutcomeUnknown, RaftError
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import AppendEntries, AppendReply, Envelope
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.types import Entry, HardState, Kind
+from shardkv.raft.errors import OutcomeUnknown, RaftError
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import AppendEntries, AppendReply, Envelope
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from raft.errors import OutcomeUnknown, RaftError
+from shardkv.raft.errors import OutcomeUnknown, RaftError
 from tests.sim.raft_world import RaftWorld, in_world
 
 TIMEOUT = 1.4  # seconds: the longest election timeout of the default options
@@ -94,7 +94,7 @@ async def test_r_e6_split_votes_resolve(world: RaftWorld) -> None:
 def test_r_e6_timeouts_rarely_coincide() -> None:
     from random import Random
 
-    from raft.ready import Options
+    from shardkv.raft.protocol.ready import Options
 
     options, rng = Options(), Random(1)
     for n in (3, 5, 7):

@@ -8,19 +8,19 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.errors import Busy, NotLeader, Stopped
-from raft.log import Log
-from raft.membership import Memberships
-from raft.memory_state import InMemoryMachine
-from raft.messages import AppendEntries, AppendReply, Envelope, RequestVote, TimeoutNow
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.reconfigure import reconfigure
-from raft.recover import make_alone
-from raft.rsm import ReplicaOptions, open_replica
-from raft.types import Entry, HardState, Kind, SnapshotMeta
-from raft.wal import open_wal
+from shardkv.raft.errors import Busy, NotLeader, Stopped
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import AppendEntries, AppendReply, Envelope, RequestVote, TimeoutNow
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, HardState, Kind, SnapshotMeta
+from shardkv.raft.reconfigure import reconfigure
+from shardkv.raft.recover import make_alone
+from shardkv.raft.replica import ReplicaOptions, open_replica
+from shardkv.raft.state_file import InMemoryMachine
+from shardkv.raft.wal import open_wal
 from tests.sim.disk import SimDirectory, SimDisk
 from tests.sim.loop import Host, run
 from tests.sim.network import SimNetwork, SimTransport, Weather

@@ -8,8 +8,8 @@ from itertools import permutations
 
 import pytest
 
-from raft.errors import RaftError
-from raft.messages import InstallSnapshot
+from shardkv.raft.errors import RaftError
+from shardkv.raft.protocol.messages import InstallSnapshot
 from tests.sim import loop
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world

@@ -8,11 +8,11 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.errors import Busy, NotLeader, RaftError, Transferring
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import (
+from shardkv.raft.errors import Busy, NotLeader, RaftError, Transferring
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -23,10 +23,10 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.progress import Mode
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.types import HardState
+from shardkv.raft.protocol.progress import Mode
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import HardState
 from tests.sim.disk import DiskFaults
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world

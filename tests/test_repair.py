@@ -8,13 +8,13 @@ from random import Random
 
 import pytest
 
-from raft.core import Raft
-from raft.damage import DAMAGE_FILE, OFTEN, DamageBook
-from raft.errors import DamagedState, NotLeader, StorageError
-from raft.log import Log
-from raft.membership import Memberships
-from raft.memory_state import STATE_ASIDE, STATE_FILE
-from raft.messages import (
+from shardkv.observe.overview import notes, problems
+from shardkv.raft.damage import DAMAGE_FILE, OFTEN, DamageBook
+from shardkv.raft.errors import DamagedState, NotLeader, StorageError
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import (
     AppendEntries,
     AppendReply,
     Envelope,
@@ -23,13 +23,13 @@ from raft.messages import (
     RequestVoteReply,
     TimeoutNow,
 )
-from raft.progress import OLD_NEWS_BEATS, Mode
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.reconfigure import reconfigure
-from raft.roles import Leader
-from raft.types import Entry, HardState, Kind
-from shardkv.observe.overview import notes, problems
+from shardkv.raft.protocol.progress import OLD_NEWS_BEATS, Mode
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.protocol.types import Entry, HardState, Kind
+from shardkv.raft.reconfigure import reconfigure
+from shardkv.raft.state_file import STATE_ASIDE, STATE_FILE
 from tests.sim import loop
 from tests.sim.disk import SimDirectory, SimDisk
 from tests.sim.raft_world import RaftWorld, in_world
@@ -524,9 +524,9 @@ async def test_a_controller_whose_state_file_is_damaged_is_repaired(world: World
 
 
 def test_an_empty_state_that_is_damaged_too_is_refused_by_name() -> None:
-    from raft.damage import DamageBook as Book
-    from raft.repair import open_or_repair
-    from raft.rsm import ReplicaOptions
+    from shardkv.raft.damage import DamageBook as Book
+    from shardkv.raft.repair import open_or_repair
+    from shardkv.raft.replica import ReplicaOptions
 
     class Broken:
         aside = 0

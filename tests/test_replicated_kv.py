@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from client.errors import DeadlineExceeded, KeyTooLarge, OutcomeUnknown, ValueTooLarge
-from raft.doors import Unreachable
-from shardkv import frames, layout
+from shardkv.client.errors import DeadlineExceeded, KeyTooLarge, OutcomeUnknown, ValueTooLarge
+from shardkv.state import layout
+from shardkv.wire import frames
+from shardkv.wire.calls import Unreachable
 from tests.sim.network import SimDialer, Weather
 from tests.sim.workload import Workload
 from tests.sim.world import World, in_world

@@ -10,20 +10,20 @@ from random import Random
 
 import pytest
 
-from client import BeingRestored
-from raft.answers import Code, parse
-from raft.doors import Dialer
-from shardctrler.shard_map import Change, Merge, Move, Shard, Split
-from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import install
 from shardkv.backup.errors import BackupError
 from shardkv.backup.restore import Piece, Restore
 from shardkv.backup.run import HAS_DATA, Run, abort, held
-from shardkv.engine import MemoryEngine
-from shardkv.machine import ShardMachine
-from shardkv.restoring import WINDOW
-from shardkv.row import Fence
+from shardkv.client import BeingRestored
+from shardkv.shardctrler.shard_map import Change, Merge, Move, Shard, Split
+from shardkv.state import commands, layout
+from shardkv.state.machine import ShardMachine
+from shardkv.state.restoring import WINDOW
+from shardkv.state.row import Fence
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, Dialer, parse
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 from tests.test_units import CREATED, ONE, TWO, entry, learn, member, write

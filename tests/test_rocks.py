@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from raft.errors import DamagedState, StorageError
-from raft.types import SnapshotMeta
-from shardkv import tables
-from shardkv.checkpoint import CheckpointSink, CheckpointSource, read_manifest
-from shardkv.engine import ViewGone
-from shardkv.rocks import RocksEngine
-from shardkv.scrub import Scrub
-from shardkv.sums import Sums, hash_file, is_covered
-from shardkv.tables import RocksOptions, at_once, verify_range
+from shardkv.raft.errors import DamagedState, StorageError
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.storage import tables
+from shardkv.storage.checkpoint import CheckpointSink, CheckpointSource, read_manifest
+from shardkv.storage.engine import ViewGone
+from shardkv.storage.rocks import RocksEngine
+from shardkv.storage.scrub import Scrub
+from shardkv.storage.sums import Sums, hash_file, is_covered
+from shardkv.storage.tables import RocksOptions, at_once, verify_range
 
 KEYS = 4000
 META = SnapshotMeta(7, 2)
@@ -565,7 +565,7 @@ def test_what_current_says_is_durable_before_another_database_is_removed(
         if leftover.exists():
             synced.append(path)
 
-    monkeypatch.setattr("shardkv.rocks.sync_directory", note)
+    monkeypatch.setattr("shardkv.storage.rocks.sync_directory", note)
     RocksEngine(tmp_path).close()
     assert {tmp_path, tmp_path / "db-1"} <= set(synced) and not leftover.exists()
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from raft.disk import RealDirectory
-from raft.errors import DamagedState
-from raft.types import SnapshotMeta
-from shardkv.rocks import RocksEngine
-from shardkv.scrub import Scrub
-from shardkv.stores import ROCKS, ROCKS_ASIDE, RocksStore
-from shardkv.sums import Sums
-from shardkv.tables import at_once, replace_durably
+from shardkv.process.stores import ROCKS, ROCKS_ASIDE, RocksStore
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import DamagedState
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.storage.rocks import RocksEngine
+from shardkv.storage.scrub import Scrub
+from shardkv.storage.sums import Sums
+from shardkv.storage.tables import at_once, replace_durably
 from tests.power import Power
 from tests.test_rocks import META, filled, flip, reopened_after, stream_into, table_of, wait_until
 

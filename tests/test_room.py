@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from bench.live import LiveCluster
-from client import ShardClerk
-from client.errors import OutcomeUnknown, OutOfSpace
-from raft.room import Room, has_room, judge
+from shardkv.client import ShardClerk
+from shardkv.client.errors import OutcomeUnknown, OutOfSpace
+from shardkv.raft.protocol.space import Room, has_room, judge
 from tests.sim.world import World, in_world
 
 pytestmark = pytest.mark.timeout(120)

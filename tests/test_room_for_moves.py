@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bench.live import LiveCluster
-from client import ShardClerk
+from shardkv.client import ShardClerk
 
 pytestmark = [
     pytest.mark.timeout(180),

@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from client.errors import DeadlineExceeded
-from shardctrler.query import AdminRefused
-from shardkv import layout
-from shardkv.row import State
+from shardkv.client.errors import DeadlineExceeded
+from shardkv.shardctrler.client import AdminRefused
+from shardkv.state import layout
+from shardkv.state.row import State
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import Process, World, in_world

@@ -14,15 +14,15 @@ import grpc
 import pytest
 
 from bench.live import SHARDKV, LiveCluster, attempt, free_port_base
-from client import Login, ShardClerk, Tls
-from client.core import ClerkCore
-from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
-from shardkv.frames import NO_SESSION, PUT, READ, WRITE
-from shardkv.listeners import why_elsewhere
-from shardkv.owned_sessions import own_frame, owned
+from shardkv.client import Login, ShardClerk, Tls
+from shardkv.client.core import ClerkCore
+from shardkv.process.listeners import why_elsewhere
+from shardkv.state.owned_sessions import own_frame, owned
 from shardkv.web.asking import why_foreign
+from shardkv.wire import frames
+from shardkv.wire.frames import NO_SESSION, PUT, READ, WRITE
 
 pytestmark = pytest.mark.timeout(180)
 SESSION = b"s" * 16

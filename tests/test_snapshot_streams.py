@@ -8,15 +8,15 @@ from random import Random
 import google_crc32c
 import pytest
 
-from raft.doors import Directory
-from raft.memory_state import FORMAT_VERSION, MAGIC, META, InMemoryMachine
-from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
-from raft.progress import MOST_PAUSE, Mode, Progress
-from raft.sealed import seal
-from raft.snapshot import SnapshotReceiver
-from raft.types import SnapshotMeta
-from shardctrler.machine import ControllerMachine
-from shardkv.engine import MemoryEngine
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.protocol.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from shardkv.raft.protocol.progress import MOST_PAUSE, Mode, Progress
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.raft.sealed import seal
+from shardkv.raft.snapshot import SnapshotReceiver
+from shardkv.raft.state_file import FORMAT_VERSION, MAGIC, META, InMemoryMachine
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.storage.memory import MemoryEngine
 from tests.sim.disk import SimDisk
 from tests.sim.raft_world import RaftWorld, in_world
 

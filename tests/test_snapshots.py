@@ -7,9 +7,10 @@ import asyncio
 import google_crc32c
 import pytest
 
-from raft.codec import decode_mail, encode_mail
-from raft.messages import Envelope, InstallSnapshot, InstallSnapshotReply
-from raft.snapshot import (
+from shardkv.raft.codec import decode_mail, encode_mail
+from shardkv.raft.protocol.messages import Envelope, InstallSnapshot, InstallSnapshotReply
+from shardkv.raft.protocol.types import SnapshotMeta
+from shardkv.raft.snapshot import (
     PROVING_SECONDS,
     BytesSink,
     BytesSource,
@@ -18,7 +19,6 @@ from raft.snapshot import (
     SnapshotSink,
     StreamOptions,
 )
-from raft.types import SnapshotMeta
 from tests.sim.loop import run
 
 META = SnapshotMeta(9, 3)

@@ -9,15 +9,15 @@ from random import Random
 
 import pytest
 
-from client import AsyncShardClerk
-from raft.doors import Unreachable
-from raft.room import Room
-from shardctrler.shard_map import Change, Group, Move
-from shardkv.cursor import JOURNAL
-from shardkv.lending import Closing, Pace
+from shardkv.client import AsyncShardClerk
 from shardkv.observe.overview import problems
-from shardkv.ownership import Ownership
-from shardkv.row import State
+from shardkv.raft.protocol.space import Room
+from shardkv.server.giver import Closing, Pace
+from shardkv.shardctrler.shard_map import Change, Group, Move
+from shardkv.state.cursor import JOURNAL
+from shardkv.state.ownership import Ownership
+from shardkv.state.row import State
+from shardkv.wire.calls import Unreachable
 from tests.sim import world as sim
 from tests.sim.world import World, in_world
 from tests.test_sharded_kv import KEYS, all_there, fill, rows, shards_of

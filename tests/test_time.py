@@ -11,24 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.errors import SessionExpired
-from raft.clock import SLEW, ReplicatedClock
-from raft.rsm import STAMP
-from raft.sessions import MOST_AHEAD_MS, SessionClock, SessionRecord
-from raft.types import Entry, Kind, SnapshotMeta
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.codec import change_to_pb
-from shardctrler.shard_map import Change, Group, Merge, Move, Split
-from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as kv
-from shardkv.engine import Batch, MemoryEngine
-from shardkv.frames import APPEND, NO_SESSION, PUT, Status
-from shardkv.machine import JOINS, ShardMachine
+from shardkv.client.errors import SessionExpired
 from shardkv.observe.overview import problems
-from shardkv.records import SWEEP_RECORDS, Records
-from shardkv.rocks import RocksEngine
-from shardkv.row import State
-from shardkv.rows import cursor_to_pb
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.clock import SLEW, ReplicatedClock
+from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
+from shardkv.raft.sessions import MOST_AHEAD_MS, SessionClock, SessionRecord
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.codec import change_to_pb
+from shardkv.shardctrler.shard_map import Change, Group, Merge, Move, Split
+from shardkv.state import commands, layout
+from shardkv.state.machine import JOINS, ShardMachine
+from shardkv.state.records import SWEEP_RECORDS, Records
+from shardkv.state.row import State
+from shardkv.state.rows import cursor_to_pb
+from shardkv.storage.engine import Batch
+from shardkv.storage.memory import MemoryEngine
+from shardkv.storage.rocks import RocksEngine
+from shardkv.wire import frames
+from shardkv.wire.frames import APPEND, NO_SESSION, PUT, Status
 from tests.sim.disk import SimDisk
 from tests.sim.world import World, in_world
 

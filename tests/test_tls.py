@@ -13,10 +13,10 @@ import grpc
 import pytest
 
 from bench.live import SHARDKV, LiveCluster, free_port_base
-from client import BadCertificate, ShardClerk, Tls, Unavailable
-from raft.hello import stranger
 from shardkv import shardkv_pb2 as pb
 from shardkv import shardkv_pb2_grpc as kv_grpc
+from shardkv.client import BadCertificate, ShardClerk, Tls, Unavailable
+from shardkv.wire.hello import stranger
 
 
 def certify(directory: Path, name: str, *hosts: str, options: Sequence[str] = ()) -> Tls:

@@ -19,10 +19,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from bench.live import LiveCluster
-from client import ShardClerk, ShardKVError, Tls
-from raft.tls import BadCertificate
-from raft.tls_files import TlsFiles
-from shardkv.cluster import Process
+from shardkv.client import ShardClerk, ShardKVError, Tls
+from shardkv.process.local_cluster import Process
+from shardkv.wire.tls import BadCertificate
+from shardkv.wire.tls_files import TlsFiles
 from tests.test_tls import certify, flags
 
 

@@ -13,26 +13,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raft.disk import RealDirectory
-from raft.errors import DamagedState, StorageError
-from raft.quorum import Membership, Vote, majority, quorum_index, tally
-from raft.rsm import STAMP
-from raft.sessions import SessionClock, SessionRecord
-from raft.types import Entry, Kind, SnapshotMeta
-from shardctrler.codec import change_to_pb
-from shardctrler.shard_map import Change, Group, Merge, Move, Split
-from shardkv import commands, frames, layout
 from shardkv import shardkv_pb2 as pb
-from shardkv.cursor import JOURNAL, Cursor
-from shardkv.effects import Drop
-from shardkv.engine import Batch, Engine, MemoryEngine
-from shardkv.frames import MalformedFrame, Status
-from shardkv.lending import Closing, Pace
-from shardkv.machine import JOINS, ShardMachine
-from shardkv.ownership import TRANSITIONS, Ownership
-from shardkv.rocks import RocksEngine
-from shardkv.row import Event, Row, State
-from shardkv.rows import cursor_to_pb, decode_row, encode_row
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import DamagedState, StorageError
+from shardkv.raft.machine import STAMP
+from shardkv.raft.protocol.quorum import Membership, Vote, majority, quorum_index, tally
+from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
+from shardkv.raft.sessions import SessionClock, SessionRecord
+from shardkv.server.giver import Closing, Pace
+from shardkv.shardctrler.codec import change_to_pb
+from shardkv.shardctrler.shard_map import Change, Group, Merge, Move, Split
+from shardkv.state import commands, layout
+from shardkv.state.cursor import JOURNAL, Cursor
+from shardkv.state.effects import Drop
+from shardkv.state.machine import JOINS, ShardMachine
+from shardkv.state.ownership import TRANSITIONS, Ownership
+from shardkv.state.row import Event, Row, State
+from shardkv.state.rows import cursor_to_pb, decode_row, encode_row
+from shardkv.storage.engine import Batch, Engine
+from shardkv.storage.memory import MemoryEngine
+from shardkv.storage.rocks import RocksEngine
+from shardkv.wire import frames
+from shardkv.wire.frames import MalformedFrame, Status
 from tests.sim import loop
 from tests.sim.disk import SimDisk
 

@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from raft.disk import RealDirectory
-from raft.errors import CorruptLog, DirectoryInUse
-from raft.types import Entry, HardState, Kind
-from raft.wal import SEGMENT_HEADER, Recovered, Wal, open_wal
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import CorruptLog, DirectoryInUse
+from shardkv.raft.protocol.types import Entry, HardState, Kind
+from shardkv.raft.wal import SEGMENT_HEADER, Recovered, Wal, open_wal
 from tests.sim import loop
 from tests.sim.disk import SimDisk
 

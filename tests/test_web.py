@@ -21,8 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from bench.live import SHARDKV, LiveCluster, free_port_base, in_background
-from shardctrler.shard_map import Config, Group, Shard
 from shardkv.observe.overview import Overview, problems
+from shardkv.shardctrler.shard_map import Config, Group, Shard
 from shardkv.web.server import MAX_CONNECTIONS, shown
 
 pytestmark = pytest.mark.timeout(180)

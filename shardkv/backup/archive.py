@@ -19,15 +19,15 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raft.bounded_json import parse_json
-from raft.doors import Dialer
-from shardctrler.query import ControllerClient, ControllerUnavailable
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError, Damaged, Missing
 from shardkv.backup.fields import whole
 from shardkv.backup.sealed import check_place
 from shardkv.backup.source import FAR, Compacted, SourceLost, read_log, wall_clocks
 from shardkv.backup.store import Store, log_entries
+from shardkv.shardctrler.client import ControllerClient, ControllerUnavailable
+from shardkv.wire.bounded_json import parse_json
+from shardkv.wire.calls import Dialer
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator
 
-from shardkv import frames
-from shardkv.frames import MalformedFrame
+from shardkv.wire import frames
+from shardkv.wire.frames import MalformedFrame
 
 TARGET_BYTES = 1 << 20
 MAX_BYTES = 8 << 20

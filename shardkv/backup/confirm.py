@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from shardkv.backup.errors import BackupError
 from shardkv.backup.source import SourceLost
-from shardkv.digests import Digest, Part
 from shardkv.observe.compare import GroupCheck
+from shardkv.state.digests import Digest, Part
 
 Digests = Mapping[Part | None, Digest]
 

@@ -20,12 +20,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
 
-from raft.doors import Dialer
-from raft.rsm import unstamp
-from raft.types import Entry, Kind
-from shardctrler.query import ControllerClient
-from shardctrler.shard_map import Config
-from shardkv import commands
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import fence
 from shardkv.backup.chunks import Chunker, pairs_of
@@ -34,19 +28,17 @@ from shardkv.backup.errors import BackupError
 from shardkv.backup.manifest import GroupPart, Manifest, RangePart, name_of
 from shardkv.backup.moments import TOLERANCE_MS
 from shardkv.backup.sealed import check_place
-from shardkv.backup.source import (
-    Compacted,
-    GroupView,
-    SourceLost,
-    Throttle,
-    open_view,
-    read_log,
-    wall_clocks,
-)
+from shardkv.backup.source import Compacted, GroupView, SourceLost, Throttle, open_view, read_log, wall_clocks
 from shardkv.backup.store import Store, chunk_name
-from shardkv.digests import Digest, Digester, Part
 from shardkv.observe import compare
 from shardkv.observe.overview import look
+from shardkv.raft.machine import unstamp
+from shardkv.raft.protocol.types import Entry, Kind
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.shard_map import Config
+from shardkv.state import commands
+from shardkv.state.digests import Digest, Digester, Part
+from shardkv.wire.calls import Dialer
 
 ATTEMPTS = 5
 SETTLE_SECONDS = 60.0

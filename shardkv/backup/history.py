@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raft.rsm import unstamp
-from raft.types import Entry, Index, Kind
 from shardkv.backup.archive import ArchivedGroup, Segment, Watermark
 from shardkv.backup.errors import Damaged
 from shardkv.backup.manifest import moment
 from shardkv.backup.moments import Moments
 from shardkv.backup.store import Store
+from shardkv.raft.machine import unstamp
+from shardkv.raft.protocol.types import Entry, Index, Kind
 
 Hole = tuple[Index, Index]  # first and last entry that is missing
 

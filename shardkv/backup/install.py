@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import first_error
 from shardkv.backup.run import Fenced, Run
 from shardkv.backup.source import Throttle
+from shardkv.wire import frames
 
 CHUNK_BYTES = 512 << 10
 CHUNK_PAIRS = 1024

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from raft.bounded_json import parse_json
 from shardkv.backup.errors import Damaged
 from shardkv.backup.fields import digests, hexadecimal, text, texts, whole
-from shardkv.digests import Digest, Part
+from shardkv.state.digests import Digest, Part
+from shardkv.wire.bounded_json import parse_json
 
 MAX_BYTES = 512 << 20
 LAST_MS = 253_402_300_799_999  # of the year 9999
@@ -21,7 +21,7 @@ FORMAT = 4  # 2: which incarnation a group was; 3: counts and digests of its sha
 
 @dataclass(frozen=True)
 class RangePart:
-    """One shard in a group's part: how many pairs it has, and their digest (`shardkv/digests.py`)."""
+    """One shard in a group's part: how many pairs it has, and their digest (`shardkv/state/digests.py`)."""
 
     shard: int
     start: str  # keys as clients know them, in hexadecimal digits, as JSON has no bytes

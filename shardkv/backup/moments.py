@@ -1,7 +1,7 @@
 """When each entry of a group's log was written, though some wall clocks were wrong. Pure.
 
 Each entry carries the group's time, which never goes back and runs at the pace of time, and the
-wall clock of the leader, which may be wrong (`raft/clock.py`). Their difference, the *offset*, tells
+wall clock of the leader, which may be wrong (`raft/protocol/clock.py`). Their difference, the *offset*, tells
 the two apart. One wrong entry among a leader's others is outvoted by the median of its
 neighbours. What is left are *plateaus*: stretches of one leader with about one offset. An offset may
 rise for good, since the group's time stands still while nobody leads. So the moments rest
@@ -21,8 +21,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from raft.clock import SLEW
-from raft.types import Index, Term
+from shardkv.raft.protocol.clock import SLEW
+from shardkv.raft.protocol.types import Index, Term
 
 TOLERANCE_MS = 2000  # clocks that differ by less are all called right
 WINDOW = 31  # entries of one leader whose median offset counts: up to 15 wrong ones in a row are outvoted

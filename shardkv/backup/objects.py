@@ -14,9 +14,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
 from obstore.store import LocalStore, S3Store
 
-from raft.private import make_directory, tighten
 from shardkv.backup.errors import BackupError, Damaged, Missing
 from shardkv.backup.store import MAX_OBJECT_BYTES, PLACES, Found, Store
+from shardkv.raft.private import make_directory, tighten
 
 ATTEMPT_SECONDS = "60s"
 

@@ -15,10 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from raft.doors import Dialer
-from raft.types import Entry, Index, Kind, SnapshotMeta
-from shardctrler.query import ControllerClient
-from shardkv import layout
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup import archive, catalog
 from shardkv.backup.archive import ArchivedGroup, Segment
@@ -30,10 +26,14 @@ from shardkv.backup.run import held
 from shardkv.backup.source import Throttle
 from shardkv.backup.store import Store, log_entries
 from shardkv.backup.whole import Wholeness
-from shardkv.machine import ShardMachine
-from shardkv.rocks import RocksEngine
-from shardkv.row import Row, State, overlap
-from shardkv.tables import RocksOptions
+from shardkv.raft.protocol.types import Entry, Index, Kind, SnapshotMeta
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.state import layout
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import Row, State, overlap
+from shardkv.storage.rocks import RocksEngine
+from shardkv.storage.tables import RocksOptions
+from shardkv.wire.calls import Dialer
 
 LOAD_PAIRS = 5000
 HOLDS = {State.SERVING: 2, State.LENDING: 1, State.FROZEN: 0}  # the whole of a shard; the more the better

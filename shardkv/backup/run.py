@@ -1,6 +1,6 @@
 """One run of a restore: it fences every shard of the cluster, and opens all of them when all is written.
 
-The groups keep the fences in their logs (`shardkv/restoring.py`). The fence of the shard that holds the
+The groups keep the fences in their logs (`shardkv/state/restoring.py`). The fence of the shard that holds the
 first key decides between runs: who holds it may take the others. A run beats there each second.
 A run that finds that fence held watches it. If it beats, another restore is at work, and the newcomer
 is refused. If it does not, that run was cut off, and the newcomer takes its place: shard by shard what was written is deleted.
@@ -19,12 +19,12 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from raft.doors import Dialer
-from shardctrler.query import ControllerClient
-from shardctrler.shard_map import Config
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError, first_error
 from shardkv.backup.target import Reply, Step, Target
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.shard_map import Config
+from shardkv.wire.calls import Dialer
 
 BEAT_SECONDS = 1.0
 WATCH_SECONDS = 6.0  # a run that does not beat for so long was cut off

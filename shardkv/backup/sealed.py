@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
-from raft.bounded_json import parse_json
 from shardkv.backup.errors import Damaged, Missing
 from shardkv.backup.fields import hexadecimal
 from shardkv.backup.keys import ID_BYTES, BackupKey, WrongKey, key_id_of
 from shardkv.backup.store import Found, Store
+from shardkv.wire.bounded_json import parse_json
 
 MARK = "encryption.json"
 FORMAT = 1

@@ -9,13 +9,12 @@ from random import Random
 
 from google.protobuf.message import DecodeError
 
-from raft.answers import Code, parse
-from raft.doors import Dialer, Unreachable
-from shardctrler.query import AccessDenied
-from shardkv import frames
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError
 from shardkv.observe.compare import Begun, NotBegun, begin, close
+from shardkv.shardctrler.client import AccessDenied
+from shardkv.wire import frames
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 CALL_SECONDS = 10.0
 CLOCK_SECONDS = 2.0  # a replica that takes longer to say what time it is would say it too late

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from raft.types import Kind
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup.errors import BackupError, Damaged
+from shardkv.backup.errors import Damaged
+from shardkv.raft.protocol.types import Kind
 
 PLACES = ("chunks", "backups", "pending", "cleaning", "archive")  # the first part of every object's name
 MAX_CONTENT_BYTES = 128 << 20  # of one chunk or segment: 8 MiB, and one entry or pair that may be larger
@@ -118,13 +118,3 @@ def log_entries(where: str, content: bytes) -> Sequence[pb.LoggedEntry]:
     except (DecodeError, ValueError) as error:
         raise Damaged(f"{where} is damaged: {error}") from None
     return entries
-
-
-def open_store(url: str, endpoint: str = "", region: str = "") -> Store:
-    """A store by its URL, `file:///…` or `s3://bucket/prefix`. What goes in is not sealed: see `sealed.py`. Raises BackupError."""
-    try:
-        # Here, for it is large, and most commands do without.
-        from shardkv.backup.objects import open_object_store
-    except ImportError:
-        raise BackupError("backups need the package obstore: pip install 'shardkv[backup]'") from None
-    return open_object_store(url, endpoint, region)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
-from raft.answers import Code, parse
-from raft.doors import Dialer, Unreachable
-from shardctrler.query import AccessDenied
-from shardctrler.shard_map import Gid
 from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError
+from shardkv.shardctrler.client import AccessDenied
+from shardkv.shardctrler.shard_map import Gid
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 CALL_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0  # for a group to have a leader that answers

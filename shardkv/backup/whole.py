@@ -12,7 +12,7 @@ from operator import lt
 from shardkv.backup.chunks import MalformedFrame, pairs_of
 from shardkv.backup.errors import Damaged
 from shardkv.backup.manifest import GroupPart
-from shardkv.digests import Digester
+from shardkv.state.digests import Digester
 
 Pairs = list[tuple[bytes, bytes]]
 

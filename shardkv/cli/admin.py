@@ -3,70 +3,28 @@
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Awaitable, Callable
-from random import Random
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import click
 from rich.filesize import decimal
 from rich.progress import Progress
 
-from raft.address import split_addresses
-from raft.answers import Code, parse
-from raft.doors import Unreachable
-from raft.rpc import TcpDialer
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.query import ControllerClient
-from shardctrler.shard_map import Config
-from shardkv.cli.common import (
-    UNREACHABLE,
-    Failed,
-    console,
-    controllers_option,
-    find_controllers,
-    find_login,
-    find_tls,
-    handled,
-    json_bytes,
-    output_option,
-    print_json,
-    print_table,
-    run_async,
-    text,
-    timeout_option,
-)
+from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option, timeout_option
 from shardkv.cli.lazy import LazyGroup
-from shardkv.observe.overview import Overview, look, moves, notes, problems, role_of, wait_settled
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import console, json_bytes, print_json, print_table, text
+from shardkv.cli.session import Session, with_session
+from shardkv.observe.overview import Overview, moves, notes, problems, role_of, wait_settled
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.shard_map import Config
+from shardkv.wire.address import split_addresses
+from shardkv.wire.calls import Code, Unreachable, parse
 
-T = TypeVar("T")
 wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")
 wait_timeout_option = click.option(
     "--wait-timeout", default=600.0, show_default=True, help="Seconds for --wait."
 )
-
-
-class Session:
-    """One connection to the cluster for one command."""
-
-    def __init__(self, controllers: str | None) -> None:
-        self.addresses = find_controllers(controllers)
-        self.dialer = TcpDialer(tls=find_tls(), login=find_login())
-        self.controller = ControllerClient(self.addresses, self.dialer, Random(random.SystemRandom().random()))
-
-    async def overview(self, timeout: float = 10.0) -> Overview:
-        return await look(self.controller, self.dialer, self.addresses, timeout)
-
-
-def with_session(controllers: str | None, work: Callable[[Session], Awaitable[T]]) -> T:
-    async def run() -> T:
-        session = Session(controllers)
-        try:
-            return await work(session)
-        finally:
-            await session.dialer.close()
-
-    return run_async(run())
 
 
 # Each of these is a file of its own, which `admin join` need not import.

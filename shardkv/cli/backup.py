@@ -32,19 +32,14 @@ from shardkv.backup.create import Backup
 from shardkv.backup.create import Progress as Done
 from shardkv.backup.keys import make_key_file, read_key_file
 from shardkv.backup.manifest import Manifest, moment
+from shardkv.backup.open import open_store
 from shardkv.backup.restore import Restore
 from shardkv.backup.sealed import SealedStore
-from shardkv.backup.store import Store, open_store
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    console,
-    controllers_option,
-    handled,
-    output_option,
-    print_json,
-    print_table,
-    run_async,
-)
+from shardkv.backup.store import Store
+from shardkv.cli.common import handled, output_option
+from shardkv.cli.options import controllers_option, run_async
+from shardkv.cli.output import console, print_json, print_table
+from shardkv.cli.session import Session, with_session
 
 T = TypeVar("T")
 MEGABYTE = 1_000_000

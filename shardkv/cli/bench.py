@@ -10,18 +10,9 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from shardkv.cli.common import (
-    Failed,
-    console,
-    controllers_option,
-    find_controllers,
-    find_login,
-    find_tls,
-    handled,
-    output_option,
-    print_json,
-    print_table,
-)
+from shardkv.cli.common import Failed, handled, output_option
+from shardkv.cli.options import controllers_option, find_controllers, find_login, find_tls
+from shardkv.cli.output import console, print_json, print_table
 from shardkv.load.driver import Plan
 from shardkv.load.figures import INTERVAL_SECONDS, Figures, Interval
 from shardkv.load.fleet import Job, WorkerFailed, run

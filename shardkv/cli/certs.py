@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from raft.node_name import NodeName
 from shardkv.cli.common import Failed, handled
+from shardkv.wire.node_name import NodeName
 
 HOSTS = ("127.0.0.1", "localhost")
 
@@ -39,7 +39,7 @@ def certs(
     --tls-cert, --tls-key and --tls-ca.
     """
     try:
-        from shardkv.certificates import Authority
+        from shardkv.process.certificates import Authority
     except ImportError:
         raise Failed("certs needs the package cryptography: pip install 'shardkv[certs]'") from None
     if replica is not None and group is None:

@@ -8,20 +8,10 @@ from collections.abc import Sequence
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    UNREACHABLE,
-    Failed,
-    console,
-    controllers_option,
-    handled,
-    json_bytes,
-    output_option,
-    print_json,
-    print_table,
-    timeout_option,
-)
-from shardkv.digests import Digest
+from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option, timeout_option
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import console, json_bytes, print_json, print_table
+from shardkv.cli.session import Session, with_session
 from shardkv.observe.compare import (
     CONTROLLERS,
     PATIENCE_SECONDS,
@@ -31,6 +21,7 @@ from shardkv.observe.compare import (
     check_controllers,
     check_group,
 )
+from shardkv.state.digests import Digest
 
 
 @click.command()

@@ -6,14 +6,10 @@ from typing import Any
 
 import click
 
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    controllers_option,
-    handled,
-    output_option,
-    print_json,
-    timeout_option,
-)
+from shardkv.cli.common import handled, output_option, timeout_option
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import print_json
+from shardkv.cli.session import Session, with_session
 from shardkv.observe.notes import repair_line, when
 
 

@@ -7,22 +7,10 @@ import sys
 
 import click
 
-from client import ShardClerk
-from shardkv.cli.common import (
-    REFUSED,
-    Failed,
-    controllers_option,
-    find_controllers,
-    find_login,
-    find_tls,
-    handled,
-    json_bytes,
-    output_option,
-    print_json,
-    print_table,
-    text,
-    timeout_option,
-)
+from shardkv.cli.common import REFUSED, Failed, handled, output_option, timeout_option
+from shardkv.cli.options import controllers_option, find_controllers, find_login, find_tls
+from shardkv.cli.output import json_bytes, print_json, print_table, text
+from shardkv.client import ShardClerk
 
 
 def _clerk(controllers: str | None, timeout: float) -> ShardClerk:

@@ -6,8 +6,9 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from raft.address import split_addresses
-from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, find_tls, handled, tls_options
+from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, handled
+from shardkv.cli.options import find_tls, tls_options
+from shardkv.wire.address import split_addresses
 
 
 @click.command()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from raft.private import keep_private
 from shardkv.cli.lazy import LazyGroup
+from shardkv.raft.private import keep_private
 
 COMMANDS = {
     "up": "up:up",

@@ -16,21 +16,14 @@ from typing import Any
 
 import click
 
-from raft.address import split_addresses
-from raft.answers import Code, parse
-from raft.doors import Unreachable
-from raft.quorum import majority
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    UNREACHABLE,
-    Failed,
-    controllers_option,
-    handled,
-    output_option,
-    print_json,
-    print_table,
-)
+from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import print_json, print_table
+from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import ask_status
+from shardkv.raft.protocol.quorum import majority
+from shardkv.wire.address import split_addresses
+from shardkv.wire.calls import Code, Unreachable, parse
 
 GID = click.IntRange(min=0)
 CALL_SECONDS = 35.0  # a little more than the server gives one attempt

@@ -9,16 +9,16 @@ from random import Random
 
 import click
 
-from raft.address import split_addresses
-from raft.damage import DamageBook
-from raft.disk import RealDirectory
-from raft.errors import StorageError
-from raft.quorum import Membership
-from raft.recover import make_alone
-from raft.rsm import membership_of
 from shardkv.cli.common import Failed, handled
-from shardkv.identity import IDENTITY, read_identity
-from shardkv.stores import store_of
+from shardkv.process.identity import IDENTITY, read_identity
+from shardkv.process.stores import store_of
+from shardkv.raft.damage import DamageBook
+from shardkv.raft.disk import RealDirectory
+from shardkv.raft.errors import StorageError
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.recover import make_alone
+from shardkv.raft.replica import membership_of
+from shardkv.wire.address import split_addresses
 
 
 @click.command()

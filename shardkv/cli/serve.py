@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from raft.address import split_addresses
-from shardkv.cli.common import find_tls, tls_options
-from shardkv.frames import Limits
-from shardkv.options import ProcessOptions
-from shardkv.process import run
-from shardkv.secret_file import beside
+from shardkv.cli.options import find_tls, tls_options
+from shardkv.process.options import ProcessOptions
+from shardkv.process.run import run
+from shardkv.process.secret_file import beside
+from shardkv.wire.address import split_addresses
+from shardkv.wire.frames import Limits
 
 
 @click.group(context_settings={"auto_envvar_prefix": "SHARDKV"})

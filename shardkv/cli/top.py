@@ -13,10 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shardctrler.query import ControllerUnavailable
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import console, controllers_option, handled, timeout_option
+from shardkv.cli.common import handled, timeout_option
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import console
+from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import Overview, problems, role_of
+from shardkv.shardctrler.client import ControllerUnavailable
 
 MEGABYTE = 1 << 20
 LEFT = ("process", "address", "role")

@@ -12,29 +12,19 @@ from typing import Any
 
 import click
 
-from client import ShardClerk, ShardKVError
-from raft.node_name import names_in
-from raft.private import make_directory, tighten
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.query import AdminRefused, ControllerUnavailable
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    DEFAULT_DATA,
-    REFUSED,
-    UNREACHABLE,
-    Failed,
-    find_login,
-    find_tls,
-    handled,
-    print_table,
-    tls_options,
-    use_secret,
-    use_tls,
-)
-from shardkv.cluster import Cluster, ClusterError, Process, interrupted_by_signals
+from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, handled
+from shardkv.cli.options import DEFAULT_DATA, find_login, find_tls, tls_options, use_secret, use_tls
+from shardkv.cli.output import print_table
+from shardkv.cli.session import Session, with_session
+from shardkv.client import ShardClerk, ShardKVError
 from shardkv.observe.overview import Overview, problems, wait_settled
-from shardkv.ports import free_port_base
-from shardkv.secret_file import MANIFEST, SECRET
+from shardkv.process.local_cluster import Cluster, ClusterError, Process, interrupted_by_signals
+from shardkv.process.ports import free_port_base
+from shardkv.process.secret_file import MANIFEST, SECRET
+from shardkv.raft.private import make_directory, tighten
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.client import AdminRefused, ControllerUnavailable
+from shardkv.wire.node_name import names_in
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5

@@ -8,20 +8,14 @@ from typing import Any
 
 import click
 
-from raft.proof import Verifier
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.accounts import Role
-from shardkv.cli.admin import Session, with_session
-from shardkv.cli.common import (
-    Failed,
-    controllers_option,
-    handled,
-    output_option,
-    print_json,
-    print_table,
-    timeout_option,
-)
+from shardkv.cli.common import Failed, handled, output_option, timeout_option
+from shardkv.cli.options import controllers_option
+from shardkv.cli.output import print_json, print_table
+from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import Overview
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.accounts import Role
+from shardkv.wire.proof import Verifier
 
 role_choice = click.Choice([role.value for role in Role])
 prefix_option = click.option(

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
-from client import AsyncShardClerk, ShardClerk, ShardKVError
-from client.clerk import Consistency
+from shardkv.client import AsyncShardClerk, ShardClerk, ShardKVError
+from shardkv.client.clerk import Consistency
 from shardkv.load.figures import INTERVAL_SECONDS, Interval
 from shardkv.load.workload import INSERT, KINDS, MODIFY, READ, SCAN, UPDATE, Source
 

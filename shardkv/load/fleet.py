@@ -23,13 +23,13 @@ from typing import Any
 
 import uvloop
 
-from client import AsyncShardClerk, DeadlineExceeded, ShardClerk, Unavailable
-from raft.gate import Login, Operator
-from raft.tls import Tls
+from shardkv.client import AsyncShardClerk, DeadlineExceeded, ShardClerk, Unavailable
 from shardkv.load import driver
 from shardkv.load.driver import Plan, Recorder
 from shardkv.load.figures import Figures, Interval
 from shardkv.load.workload import Source, Workload, bench_key
+from shardkv.wire.auth import Login, Operator
+from shardkv.wire.tls import Tls
 
 LOAD_AT_ONCE = 500
 LOADED_EVERY = 10_000

@@ -16,12 +16,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from raft.answers import Code, parse
-from raft.bounded_json import parse_json
-from raft.doors import Dialer, Unreachable
-from shardctrler.query import AccessDenied
 from shardkv import shardkv_pb2 as pb
-from shardkv.digests import Digest, Part
+from shardkv.shardctrler.client import AccessDenied
+from shardkv.state.digests import Digest, Part
+from shardkv.wire.bounded_json import parse_json
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 CALL_SECONDS = 5.0
 BEGIN_SECONDS = 15.0  # for the group to have a leader that begins

@@ -11,9 +11,9 @@ from typing import Any
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from raft.rsm import ReplicatedMachine
-from shardctrler import shardctrler_pb2
 from shardkv import shardkv_pb2
+from shardkv.raft.replica import ReplicatedMachine
+from shardkv.shardctrler import shardctrler_pb2
 
 KV = shardkv_pb2.DESCRIPTOR.services_by_name["KV"].full_name
 CONTROLLER = shardctrler_pb2.DESCRIPTOR.services_by_name["Controller"].full_name

@@ -21,16 +21,16 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from raft.doors import Handler
-from raft.doorway import Doorway
-from raft.roles import Leader
-from raft.rsm import ReplicatedMachine
-from raft.tls_files import TlsFiles
-from shardctrler.machine import ControllerMachine
-from shardctrler.shard_map import NO_GROUP
-from shardkv.machine import ShardMachine
-from shardkv.rocks import RocksEngine
-from shardkv.row import State
+from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.replica import ReplicatedMachine
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.shardctrler.shard_map import NO_GROUP
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import State
+from shardkv.storage.rocks import RocksEngine
+from shardkv.wire.acceptor import Doorway
+from shardkv.wire.calls import Handler
+from shardkv.wire.tls_files import TlsFiles
 
 GATHER_SECONDS = 5.0
 # From the time that a fast disk or a call on loopback takes, to what is too long for any.

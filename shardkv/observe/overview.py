@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from raft.answers import Code, parse
-from raft.bounded_json import parse_json
-from raft.doors import Dialer, Unreachable
-from shardctrler.query import ControllerClient
-from shardctrler.shard_map import Config, Gid
 from shardkv.observe.notes import damage_problems, notes_of
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.shard_map import Config, Gid
+from shardkv.wire.bounded_json import parse_json
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 STATUS_SECONDS = 1.0
 LAGGING_ENTRIES = 10_000  # a replica so far behind is named

@@ -13,10 +13,10 @@ from typing import cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from raft.audit import Audit
-from raft.doorway import Doorway
-from raft.gate import Standing
-from raft.inbound import Inbound
+from shardkv.wire.acceptor import Doorway
+from shardkv.wire.audit import Audit
+from shardkv.wire.auth import Standing
+from shardkv.wire.inbound import Inbound
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from typing import Any
 
 from aiohttp import web
 
-from raft.audit import Audit
-from raft.doorway import Doorway
-from raft.gate import Login, Standing
-from raft.inbound import Inbound
-from shardctrler.query import ControllerUnavailable
 from shardkv.observe.overview import Overview, problems
+from shardkv.shardctrler.client import ControllerUnavailable
 from shardkv.web.asking import why_foreign
+from shardkv.wire.acceptor import Doorway
+from shardkv.wire.audit import Audit
+from shardkv.wire.auth import Login, Standing
+from shardkv.wire.inbound import Inbound
 
 FRESH_SECONDS = 0.5
 MAX_CONNECTIONS = 64

@@ -26,12 +26,12 @@ from random import Random
 from typing import Any
 
 from bench.live import free_port_base
-from client import AsyncShardClerk
-from raft.rpc import TcpDialer
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.query import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
-from shardkv.cluster import Cluster, Process
+from shardkv.client import AsyncShardClerk
 from shardkv.observe.overview import ask_status, look
+from shardkv.process.local_cluster import Cluster, Process
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.client import AdminRefused, BadQuery, ControllerClient, ControllerUnavailable
+from shardkv.wire.dialer import TcpDialer
 from tests.chaos.proxy import Cuts, Proxy, holds, socket_inode
 from tests.check.linearizability import NotLinearizable
 from tests.sim.workload import Workload

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from raft.unreadable import Unreadable
+from shardkv.raft.unreadable import Unreadable
 
 HANG_STEP = 0.05  # how often a sync that hangs looks whether the disk answers again
 
@@ -121,7 +121,7 @@ class SimDisk:
         return sum(len(content.cached) for content in self._names.values())
 
     def open(self) -> SimDirectory:
-        """To open a directory makes durable which files are in it; see `raft.doors.Directory`."""
+        """To open a directory makes durable which files are in it; see `raft.interfaces.Directory`."""
         self.generation += 1
         self.sync_names()
         return SimDirectory(self, self.generation)

@@ -15,11 +15,11 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from raft.errors import RaftError, StorageError
-from raft.memory_state import STATE_FILE
-from raft.roles import Leader
-from raft.room import Room
-from shardctrler.query import AdminRefused, BadQuery, ControllerUnavailable
+from shardkv.raft.errors import RaftError, StorageError
+from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.protocol.space import Room
+from shardkv.raft.state_file import STATE_FILE
+from shardkv.shardctrler.client import AdminRefused, BadQuery, ControllerUnavailable
 from tests.sim.network import Weather
 from tests.sim.promises import read_state
 from tests.sim.world import Process, World

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
-from raft.rsm import ReplicatedMachine
-from raft.types import Entry, Index, NodeId, Term
-from shardctrler.codec import config_to_pb
-from shardctrler.machine import ControllerMachine
-from shardkv.machine import ShardMachine
+from shardkv.raft.protocol.types import Entry, Index, NodeId, Term
+from shardkv.raft.replica import ReplicatedMachine
+from shardkv.shardctrler.codec import config_to_pb
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.state.machine import ShardMachine
 
 Gid = int
 Served = tuple[tuple[bytes, bytes], ...]

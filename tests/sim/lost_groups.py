@@ -13,8 +13,8 @@ import asyncio
 import logging
 from random import Random
 
-from client.errors import ShardKVError
-from shardctrler.query import AdminRefused
+from shardkv.client.errors import ShardKVError
+from shardkv.shardctrler.client import AdminRefused
 from tests.sim import loop
 from tests.sim.loop import world_time
 from tests.sim.workload import Workload

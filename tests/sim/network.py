@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from raft.codec import decode_mail, encode_mail
-from raft.doors import Handler, Unreachable
-from raft.messages import Envelope
+from shardkv.raft.codec import decode_mail, encode_mail
+from shardkv.raft.protocol.messages import Envelope
+from shardkv.wire.calls import Handler, Unreachable
 from tests.sim.loop import Host
 
 Note = Callable[[str, str, str, bytes], None]

@@ -11,8 +11,8 @@ import contextvars
 from dataclasses import dataclass
 from random import Random
 
-from client import AsyncShardClerk
-from client.errors import OutcomeUnknown, ShardKVError
+from shardkv.client import AsyncShardClerk
+from shardkv.client.errors import OutcomeUnknown, ShardKVError
 from tests.sim.loop import Host
 
 DONE, UNKNOWN, NOT_DONE = "done", "unknown", "not done"

@@ -11,11 +11,17 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
-from raft.errors import DamagedState, StorageError
-from raft.memory_state import STATE_FILE, _unpack
-from raft.messages import AppendReply, Envelope, InstallSnapshotReply, RequestVote, RequestVoteReply
-from raft.types import Index
-from raft.wal import Recovered, open_wal
+from shardkv.raft.errors import DamagedState, StorageError
+from shardkv.raft.protocol.messages import (
+    AppendReply,
+    Envelope,
+    InstallSnapshotReply,
+    RequestVote,
+    RequestVoteReply,
+)
+from shardkv.raft.protocol.types import Index
+from shardkv.raft.state_file import STATE_FILE, _unpack
+from shardkv.raft.wal import Recovered, open_wal
 from tests.sim.disk import SimDisk
 
 SAMPLE = 8  # one of so many acknowledged appends is judged; of everything else each

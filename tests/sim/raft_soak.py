@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from raft.errors import RaftError
-from raft.quorum import majority
-from raft.ready import Options
+from shardkv.raft.errors import RaftError
+from shardkv.raft.protocol.quorum import majority
+from shardkv.raft.protocol.ready import Options
 from tests.sim import loop
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld

@@ -19,14 +19,14 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from raft.core import Raft
-from raft.errors import RaftError
-from raft.log import Log
-from raft.membership import Memberships
-from raft.messages import Envelope, InstallSnapshot, TimeoutNow
-from raft.quorum import Membership
-from raft.ready import Options, Write, joined
-from raft.types import Entry, HardState, Index, Kind, NodeId, Term
+from shardkv.raft.errors import RaftError
+from shardkv.raft.protocol.core import Raft
+from shardkv.raft.protocol.log import Log
+from shardkv.raft.protocol.membership import Memberships
+from shardkv.raft.protocol.messages import Envelope, InstallSnapshot, TimeoutNow
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options, Write, joined
+from shardkv.raft.protocol.types import Entry, HardState, Index, Kind, NodeId, Term
 
 STEPS = 4000
 TICK = 0.05

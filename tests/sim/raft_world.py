@@ -11,16 +11,17 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from random import Random
 
-from raft.errors import RaftError
-from raft.incarnations import KnownDisks
-from raft.memory_state import InMemoryMachine, StateFile
-from raft.messages import Envelope
-from raft.node import NodeOptions
-from raft.quorum import Membership
-from raft.ready import Options
-from raft.repair import open_or_repair
-from raft.rsm import ReplicaOptions, ReplicatedMachine, unstamp
-from raft.types import Entry, Kind, SnapshotMeta
+from shardkv.raft.errors import RaftError
+from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.machine import unstamp
+from shardkv.raft.node import NodeOptions
+from shardkv.raft.protocol.messages import Envelope
+from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
+from shardkv.raft.repair import open_or_repair
+from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine
+from shardkv.raft.state_file import InMemoryMachine, StateFile
 from tests.sim.disk import SimDisk
 from tests.sim.loop import Host
 from tests.sim.network import SimNetwork, SimTransport, Weather

@@ -21,11 +21,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from random import Random
 
-from raft.ready import Options
-from raft.room import Room
-from raft.sessions import DEFAULT_TTL_MS
-from shardctrler.query import AdminRefused
-from shardkv.lending import Pace
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.space import Room
+from shardkv.raft.sessions import DEFAULT_TTL_MS
+from shardkv.server.giver import Pace
+from shardkv.shardctrler.client import AdminRefused
 from tests.sim import loop
 from tests.sim.faults import Faults
 from tests.sim.loop import world_time

@@ -9,8 +9,8 @@ import asyncio
 import logging
 from random import Random
 
-from raft.room import Room
-from shardctrler.query import AdminRefused
+from shardkv.raft.protocol.space import Room
+from shardkv.shardctrler.client import AdminRefused
 from tests.sim import loop
 from tests.sim.network import Weather
 from tests.sim.workload import Workload

@@ -7,8 +7,8 @@ import contextvars
 from collections.abc import Sequence
 from random import Random
 
-from client import AsyncShardClerk
-from client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, SessionExpired, Unavailable
+from shardkv.client import AsyncShardClerk
+from shardkv.client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, SessionExpired, Unavailable
 from tests.check.linearizability import Operation, check
 from tests.sim.loop import Host, world_time
 

@@ -1,7 +1,7 @@
 """A whole cluster in one thread on virtual time: production code but for the doors.
 
 Controllers, groups and clerks are the classes that run in production, wired as
-`shardkv/process.py` wires them; disk and network are numbers, and everything is
+`shardkv/process/run.py` wires them; disk and network are numbers, and everything is
 drawn from one seed. `tests/sim/invariants.py` looks inside at every step.
 """
 
@@ -15,35 +15,36 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from client import AsyncShardClerk
-from raft.answers import Code
-from raft.codec import read_mail
-from raft.doors import Directory, Unreachable
-from raft.errors import DamagedState
-from raft.memory_state import StateFile
-from raft.messages import Envelope
-from raft.node import NodeOptions
-from raft.ready import Options
-from raft.repair import note_damage, open_or_repair
-from raft.room import Room, watch
-from raft.rsm import ReplicaOptions, ReplicatedMachine
-from raft.sessions import DEFAULT_TTL_MS
-from raft.snapshot import StreamOptions
-from shardctrler import shardctrler_pb2 as pb
-from shardctrler.machine import ControllerMachine
-from shardctrler.query import ControllerClient
-from shardctrler.server import ControllerServer
-from shardctrler.shard_map import Config
-from shardkv import layout
-from shardkv.engine import MemoryEngine
-from shardkv.frames import Limits
-from shardkv.identity import Identity, claim
-from shardkv.lending import Pace
-from shardkv.machine import ShardMachine
+from shardkv.client import AsyncShardClerk
 from shardkv.observe.compare import GroupCheck, check_group
 from shardkv.observe.overview import Overview, look
-from shardkv.row import State
-from shardkv.server import GroupServer
+from shardkv.process.identity import Identity, claim
+from shardkv.raft.codec import read_mail
+from shardkv.raft.errors import DamagedState
+from shardkv.raft.interfaces import Directory
+from shardkv.raft.node import NodeOptions
+from shardkv.raft.protocol.messages import Envelope
+from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.space import Room
+from shardkv.raft.repair import note_damage, open_or_repair
+from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine
+from shardkv.raft.sessions import DEFAULT_TTL_MS
+from shardkv.raft.snapshot import StreamOptions
+from shardkv.raft.space_watch import watch
+from shardkv.raft.state_file import StateFile
+from shardkv.server.giver import Pace
+from shardkv.server.group import GroupServer
+from shardkv.shardctrler import shardctrler_pb2 as pb
+from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.machine import ControllerMachine
+from shardkv.shardctrler.server import ControllerServer
+from shardkv.shardctrler.shard_map import Config
+from shardkv.state import layout
+from shardkv.state.machine import ShardMachine
+from shardkv.state.row import State
+from shardkv.storage.memory import MemoryEngine
+from shardkv.wire.calls import Code, Unreachable
+from shardkv.wire.frames import Limits
 from tests.sim import loop
 from tests.sim.disk import SimDisk
 from tests.sim.invariants import Invariants

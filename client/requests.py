@@ -1,0 +1,35 @@
+"""Keys and values as callers give them, checked before anything is sent."""
+
+from __future__ import annotations
+
+from shardkv.client.errors import KeyTooLarge, ValueTooLarge
+from shardkv.wire.frames import Limits
+
+Key = bytes | str
+
+
+def to_bytes(value: Key) -> bytes:
+    """bytes as they are, str as UTF-8. Raises TypeError for anything else."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    raise TypeError(f"keys and values are bytes or str, not {type(value).__name__}")
+
+
+def check_key(key: Key, limits: Limits) -> bytes:  # hot: runs per operation
+    """Raises KeyTooLarge for an empty or overlong key, TypeError."""
+    data = key if type(key) is bytes else to_bytes(key)
+    if not 0 < len(data) <= limits.key_bytes:
+        raise KeyTooLarge(f"a key has 1 to {limits.key_bytes} bytes, not {len(data)}")
+    return data
+
+
+def check_value(value: Key, limits: Limits) -> bytes:  # hot: runs per operation
+    """Raises ValueTooLarge, TypeError."""
+    data = value if type(value) is bytes else to_bytes(value)
+    if len(data) > limits.value_bytes:
+        raise ValueTooLarge(f"a value has at most {limits.value_bytes} bytes, not {len(data)}")
+    return data

@@ -1,0 +1,1 @@
+"""One server process: its options, identity, certificates, stores and listeners; and a whole cluster of processes on one machine."""

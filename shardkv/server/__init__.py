@@ -1,0 +1,1 @@
+"""The services of one replica: frames of clerks, hand-overs, access, views. One replica, no process."""
