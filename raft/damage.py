@@ -18,6 +18,7 @@ from shardkv.raft.interfaces import Directory
 from shardkv.raft.protocol.types import NodeId
 from shardkv.raft.sealed import seal, unseal
 from shardkv.raft.unreadable import as_damage
+from shardkv.wire.bounded_json import parse_json
 
 DAMAGE_FILE = "damaged"
 MAGIC = b"SKVDAMGD"
@@ -58,7 +59,7 @@ class DamageBook:
             with as_damage(DAMAGE_FILE):
                 packed = directory.read(DAMAGE_FILE)
             try:
-                fields = json.loads(unseal(MAGIC, FORMAT_VERSION, packed))
+                fields = parse_json(unseal(MAGIC, FORMAT_VERSION, packed))
                 book.history = [Damage(**damage) for damage in fields["history"]]
                 book.found, book.repaired = fields["found"], fields["repaired"]
             except (ValueError, KeyError, TypeError) as error:

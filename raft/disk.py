@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shardkv.raft.errors import DirectoryInUse
-from shardkv.raft.private import FILE, make_directory, tighten
+from shardkv.raft.private import FILE, make_directory
 from shardkv.raft.unreadable import Unreadable, first_unreadable, is_unreadable
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ STILL_SECONDS = 0.0004  # the event loop stands still for at most so long
 
 
 class RealFile:
-    """An append-only file; see `doors.File`.
+    """An append-only file; see `interfaces.File`.
 
     It is kept longer than what was written, with zeros: a sync that need not record
     a new size does not wait for the file system's journal, and so not for what other
@@ -86,7 +86,7 @@ class RealFile:
 
 
 class RealDirectory:
-    """A directory on the real disk; see `doors.Directory`. Holds a lock against a second process.
+    """A directory on the real disk; see `interfaces.Directory`. Holds a lock against a second process.
 
     Raises DirectoryInUse when another process has it.
     """
@@ -104,10 +104,9 @@ class RealDirectory:
         except OSError:
             os.close(self._lock)
             raise DirectoryInUse(f"{path} is in use by another process") from None
-        tighten(path)
         for leftover in path.glob(f"*{TEMPORARY}"):
             leftover.unlink()  # a replace that a crash cut short: it never happened
-        _sync_directory(path)  # before any of these names is rested on; see `doors.Directory`
+        _sync_directory(path)  # before any of these names is rested on; see `interfaces.Directory`
 
     def _note_append(self, seconds: float) -> None:
         if seconds > SLOW_SECONDS:

@@ -6,10 +6,12 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.live import attempt
 from shardkv.backup.archive import ArchivedGroup, Watermark
 from shardkv.backup.errors import BackupError, Damaged
 from shardkv.backup.manifest import FORMAT, GroupPart, Manifest
@@ -111,6 +113,16 @@ def test_a_chunk_unpacks_to_no_more_than_a_chunk_can_hold() -> None:
     for wrong in (stored[:-1], stored[:10], b"", b"not packed", zlib.compress(b"other")):
         with pytest.raises(Damaged, match="chunks/x is damaged"):
             store.unpacked("chunks/x", digest, wrong)
+
+
+def test_a_process_on_an_identity_that_is_nested_too_deep_says_so_in_one_line(tmp_path: Path) -> None:
+    identity = tmp_path / "identity.json"
+    identity.write_bytes(b"[" * 100_000)
+    identity.chmod(0o600)
+    serve = ["serve", "controller", "--id", "1", "--peers", "127.0.0.1:1", "--data", str(tmp_path)]
+    done = attempt(None, *serve)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "identity.json: damaged" in done.stderr, done.stderr
 
 
 def test_a_log_that_is_none_is_damaged() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -186,6 +188,26 @@ def test_a_file_with_mistakes_is_refused(tmp_path: Path, text: str, told: str) -
     process = serve("group", "--config", str(tmp_path / "wrong.toml"))
     _, said = process.communicate(timeout=30)
     assert process.returncode == 2 and told in said
+
+
+def test_connections_to_the_metrics_that_say_nothing_cost_no_threads_and_are_let_go(live: LiveCluster) -> None:
+    process = live.cluster().processes[0]
+    host, _, port = process.metrics.rpartition(":")
+
+    def threads() -> int:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
+
+    scrape(process.metrics)
+    before = threads()
+    with contextlib.ExitStack() as held:
+        silent = [held.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(300)]
+        assert scrape(process.metrics)
+        assert threads() <= before + 2, "of the pool of threads that renders, at most"
+        for connection in silent[:50]:
+            connection.settimeout(30)
+            with contextlib.suppress(ConnectionResetError):
+                assert connection.recv(1) == b"", "the oldest make room"
 
 
 def test_a_metrics_port_that_is_taken_is_said_in_one_line(live: LiveCluster, tmp_path: Path) -> None:

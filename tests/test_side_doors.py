@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import subprocess
@@ -22,7 +23,10 @@ from shardkv.process.listeners import why_elsewhere
 from shardkv.state.owned_sessions import own_frame, owned
 from shardkv.web.asking import why_foreign
 from shardkv.wire import frames
+from shardkv.wire.calls import Code, parse
+from shardkv.wire.dialer import TcpDialer
 from shardkv.wire.frames import NO_SESSION, PUT, READ, WRITE
+from tests.test_access import eventually
 
 pytestmark = pytest.mark.timeout(180)
 SESSION = b"s" * 16
@@ -155,8 +159,8 @@ def test_the_smaller_doors_of_a_cluster_with_tls(
         return attempt(live, *arguments, **files, SHARDKV_SECRET_FILE="")
 
     for process in live.cluster().processes:
-        lines = (Path(process.data) / "log").read_text()
-        assert lines.count("access control is off: whoever has a certificate of the CA may") == 1
+        log, line = Path(process.data) / "log", "access control is off: whoever has a certificate of the CA may"
+        eventually(lambda log=log, line=line: log.read_text().count(line) == 1)
 
     # The page answers browsers on this machine, and no other site's page in them.
     assert asked(live, ca) == 200
@@ -190,6 +194,19 @@ def test_the_smaller_doors_of_a_cluster_with_tls(
     with pytest.raises(grpc.RpcError) as denied:
         put(live, guest, b"by-guest", b"3", pb.Identity())
     assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+    # A document that is nested too deep is refused, and the process goes on.
+    async def ask(address: str) -> tuple[Code, bytes]:
+        dialer = TcpDialer(tls=root)
+        try:
+            return parse(await dialer.call(address, "raft.members", b"[" * 100_000, 10.0))
+        finally:
+            await dialer.close()
+
+    for process in live.cluster().processes:
+        code, why = asyncio.run(ask(process.address))
+        assert code is not Code.OK and b"deep" in why, (code, why)
+        assert process.running
 
     # Two clerks of the same number: each one's first write is done.
     begin = ClerkCore.__init__

@@ -159,6 +159,8 @@ def test_a_server_open_to_the_network_without_tls_says_so_loudly(tmp_path: Path)
     try:
         assert server.stderr is not None
         assert "WARNING" in (line := server.stderr.readline()) and "WITHOUT TLS" in line
+        told = next(line for line in server.stderr if "access control is off" in line)
+        assert "WARNING" in told and f"whoever reaches 0.0.0.0:{port}" in told
     finally:
         server.terminate()
         server.communicate(timeout=20)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from shardkv.cli.common import Failed
 from shardkv.process.secret_file import MANIFEST, SECRET, read_secrets
 from shardkv.wire.address import split_addresses
 from shardkv.wire.auth import Login, Operator
+from shardkv.wire.bounded_json import parse_json
 from shardkv.wire.tls import Tls
 
 T = TypeVar("T")
@@ -23,24 +24,45 @@ _tls_files: dict[str, Path] = {}  # as the command line or the environment gave 
 _login: dict[str, Any] = {}
 
 
+def _manifest() -> dict[str, Any] | None:
+    """What ./data/cluster.json says; None where there is none. Raises Failed."""
+    path = Path(DEFAULT_DATA) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        found = parse_json(path.read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("controllers"), list):
+            raise ValueError("it names no controllers")
+    except (OSError, ValueError) as error:
+        raise Failed(f"{path} cannot be used: {error}; name the cluster with --controllers") from None
+    return found
+
+
 def find_controllers(given: str | None) -> tuple[str, ...]:
     """From the option, the environment, or ./data/cluster.json. Raises Failed."""
-    manifest = Path(DEFAULT_DATA) / MANIFEST
     if given:
         try:
             addresses = split_addresses(given)
         except ValueError as error:
             raise click.UsageError(f"--controllers: {error}") from None
         # The secret in ./data is that of the cluster in ./data, and is proven to no other.
-        ours = manifest.exists() and set(addresses) <= set(json.loads(manifest.read_text())["controllers"])
-        _login["elsewhere"] = not ours
+        _login["elsewhere"] = not _is_ours(addresses)
         return addresses
-    if manifest.exists():
-        return tuple(json.loads(manifest.read_text())["controllers"])
+    if (manifest := _manifest()) is not None:
+        return tuple(manifest["controllers"])
     raise click.UsageError(
         "no cluster named: give --controllers host:port,…, set SHARDKV_CONTROLLERS, "
-        f"or stand where {manifest} is"
+        f"or stand where {Path(DEFAULT_DATA) / MANIFEST} is"
     )
+
+
+def _is_ours(addresses: Collection[str]) -> bool:
+    """Whether these are of the cluster in ./data."""
+    try:
+        manifest = _manifest()
+    except Failed:
+        return False
+    return manifest is not None and set(addresses) <= set(manifest["controllers"])
 
 
 def _note_tls(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
@@ -80,8 +102,7 @@ def find_tls() -> Tls | None:
         if missing:
             raise click.UsageError(f"TLS takes all three files: {', '.join(missing)} is missing")
         return Tls(**_tls_files)
-    manifest = Path(DEFAULT_DATA) / MANIFEST
-    found = json.loads(manifest.read_text()).get("tls") if manifest.exists() else None
+    found = (_manifest() or {}).get("tls")
     return Tls(**{name: Path(path) for name, path in found.items()}) if found else None
 
 

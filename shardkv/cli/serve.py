@@ -116,7 +116,7 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
         return
     try:
         said = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.BadParameter(f"{path} is not TOML: {error}") from None
     names = {option.lstrip("-"): each.name for each in context.command.params for option in each.opts}
     unknown = sorted(set(said) - set(names) | set(said) & {"config"})

@@ -41,7 +41,7 @@ from shardkv.process.stores import named_below, store_of
 from shardkv.raft import space_watch
 from shardkv.raft.disk import RealDirectory, free_bytes
 from shardkv.raft.errors import DamagedState, StorageError
-from shardkv.raft.private import keep_private, warn_if_open
+from shardkv.raft.private import keep_private, tighten, warn_if_open
 from shardkv.raft.protocol.space import FULL_PART
 from shardkv.raft.reconfigure import hand_over
 from shardkv.raft.repair import note_damage, open_or_repair
@@ -117,6 +117,7 @@ async def serve(options: ProcessOptions) -> None:
         check_certificate(options)
         who = Node(options.member, secrets)
         identity = await claim(directory, Identity.new(options, rng), str(options.data))
+        tighten(options.data)  # now that it is known to be ours
         disks = identity.disks(options.addresses or {options.replica: options.address})
         peers = {node: at for node, at in disks.addresses(disks.first).items() if node != options.replica}
         transport = TcpTransport(

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from shardkv.raft.errors import DamagedState
 from shardkv.raft.unreadable import as_damage
 from shardkv.storage.tables import Pace, at_once, replace_durably
+from shardkv.wire.bounded_json import parse_json
 
 SUMS = "SUMS"
 MAGIC = b"SKVSUMS1"
@@ -117,7 +118,10 @@ class Sums:
             raise DamagedState(str(path), f"it does not begin with {MAGIC.decode()}")
         if hashlib.blake2b(body, digest_size=HASH_BYTES).digest() != digest:
             raise DamagedState(str(path), "it does not match its hash")
-        return cls(directory, {name: FileSum(*entry) for name, entry in json.loads(body).items()})
+        try:
+            return cls(directory, {name: FileSum(*entry) for name, entry in parse_json(body).items()})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise DamagedState(str(path), str(error)) from None
 
     def _save(self) -> None:
         body = json.dumps(self.files).encode()
