@@ -153,9 +153,11 @@ class ClerkCore:
     def refused(self, shard: ShardId, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None:
         self._router.refused(shard, gid, hint, addresses)
 
-    def has_no_answer(self, gid: Gid) -> None:
+    def has_no_answer(self, gid: Gid, silent: Sequence[Operation]) -> None:
         self._router.forget(gid)
         self._router.refresh()
+        if silent:
+            self._router.look_back(gid, {operation.shard for operation in silent})
 
     def route_again(self, operations: list[Operation], pause: float) -> None:
         if pause > 0:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from random import Random
 from typing import Protocol
@@ -43,6 +43,7 @@ ANSWER_BYTES = 3 << 20  # that a read frame may be expected to be answered with;
 ATTEMPT_SECONDS = 1.0
 ANSWER_BYTES_PER_SECOND = 1 << 20  # so much longer than ATTEMPT_SECONDS may a large answer take
 BACKOFF_SECONDS = (0.002, 0.05)
+SILENT_ROUNDS = 2  # of frames without any answer, one for each replica, after which a group counts as silent
 
 SectionKey = tuple[int, Numbering | None]
 
@@ -60,8 +61,11 @@ class Owner(Protocol):
 
     def refused(self, shard: int, gid: Gid, hint: Gid, addresses: tuple[str, ...]) -> None: ...
 
-    def has_no_answer(self, gid: Gid) -> None:
-        """Nobody whom we know of this group answers for it now: trust the map alone, and ask whether it has changed."""
+    def has_no_answer(self, gid: Gid, silent: Sequence[Operation]) -> None:
+        """Nobody whom we know of this group answers for it now: trust the map alone, and ask whether it has changed.
+
+        `silent`: these found none of its replicas at all, round after round.
+        """
 
     def route_again(self, operations: list[Operation], pause: float) -> None:
         """These were not done here: find them a lane after `pause` seconds."""
@@ -92,6 +96,7 @@ class Lane:
         self._frames = 0  # out, or answered and not yet settled
         self._operations_out = 0
         self._most_frames = FRAMES_OUT  # where any replica may answer, for each of them
+        self._unheard = 0  # frames without any answer since the last that had one
         self._answer_bytes = 0.0  # that an operation was answered with lately
         self._settling = asyncio.Lock()
         self._scheduled = False
@@ -194,6 +199,7 @@ class Lane:
         except (Unreachable, MalformedFrame, ValueError) as error:
             why = str(error)
             return lambda: self._unanswered(operations, why, addresses, address)
+        self._unheard = 0
         if code is not Code.OK:
             text = body.decode(errors="replace")
             return lambda: self._refused_whole(operations, code, text, addresses, address)
@@ -216,7 +222,9 @@ class Lane:
         self, operations: tuple[Operation, ...], why: str, addresses: tuple[str, ...], address: str
     ) -> None:
         self._leader = self._next(addresses, address)
-        self._owner.has_no_answer(self._gid)
+        self._unheard += 1
+        is_silent = self._unheard >= SILENT_ROUNDS * len(addresses)
+        self._owner.has_no_answer(self._gid, operations if is_silent else ())
         self._again(operations, why, doubt=True)
 
     def _choose(self, addresses: tuple[str, ...]) -> str:
@@ -268,7 +276,7 @@ class Lane:
                 self._again(operations, f"{address}: {code.name} {text}", doubt=True)
             case _:
                 self._leader = self._next(addresses, address)
-                self._owner.has_no_answer(self._gid)
+                self._owner.has_no_answer(self._gid, ())
                 self._again(operations, f"{address}: {code.name} {text}", doubt=code is Code.STOPPED)
 
     def _settle(self, shard: int, members: list[Operation], reply: SectionReply) -> None:  # hot

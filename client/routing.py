@@ -2,6 +2,9 @@
 
 The map is only a hint: groups decide, when they apply. A group that does not serve
 a shard says who may; that overrides the map for the shard until the map changes, or nobody answers there.
+
+A group whose replicas are all silent says nothing, and may not have what the map gives it: until it has, the
+group before it serves on. The configuration that moved the shard names that one, and it is asked instead.
 """
 
 from __future__ import annotations
@@ -9,9 +12,11 @@ from __future__ import annotations
 import asyncio
 
 from shardkv.shardctrler.client import ControllerClient
-from shardkv.shardctrler.shard_map import Config, Gid, Shard, ShardId
+from shardkv.shardctrler.shard_map import Change, Config, Gid, Group, Shard, ShardId
 
 REFRESH_SECONDS = 0.02  # at most one question about changes in this time
+LOOK_BACK_SECONDS = 0.5  # at most one look at who had a silent group's shards before it in this time
+MAX_EPOCHS = 64  # looked up in one such look, and remembered
 STALE_SECONDS = 30.0  # a clerk in use asks so often though nobody refused it: controllers may move, one by one
 
 
@@ -24,6 +29,8 @@ class Router:
         self._addresses: dict[Gid, tuple[str, ...]] = {}  # also of groups that have left
         self._overrides: dict[ShardId, Gid] = {}
         self._refreshing: asyncio.Task[None] | None = None
+        self._looking_back: asyncio.Task[None] | None = None
+        self._moved_by: dict[int, Change] = {}  # by configuration: those that moved shards of silent groups
         self._asked_at = 0.0
         self.error: Exception | None = None  # why the map could not be refreshed last
 
@@ -70,6 +77,33 @@ class Router:
         """
         self._overrides = {shard: hint for shard, hint in self._overrides.items() if hint != gid}
 
+    def look_back(self, gid: Gid, shards: set[ShardId]) -> None:
+        """No replica of `gid` answers for these shards: find out who had them before, unless that is being done."""
+        if self._looking_back is None or self._looking_back.done():
+            self._looking_back = asyncio.get_running_loop().create_task(self._look_back(gid, shards))
+
+    async def _look_back(self, gid: Gid, shards: set[ShardId]) -> None:
+        assert self.config is not None
+        config = self.config
+        moved = [config.by_id[shard] for shard in sorted(shards) if shard in config.by_id]
+        moved = [shard for shard in moved if shard.gid == gid and shard.epoch]
+        try:
+            for epoch in sorted({shard.epoch for shard in moved} - self._moved_by.keys())[:MAX_EPOCHS]:
+                for change in await self._controller.changes(epoch - 1, 0.0, 2.0, limit=1):
+                    if len(self._moved_by) >= MAX_EPOCHS:
+                        self._moved_by.clear()
+                    self._moved_by[change.num] = change
+        except Exception as error:  # as for news: operations say so when their time is up
+            self.error = error
+        for shard in moved:
+            source = _source(self._moved_by.get(shard.epoch), shard)
+            if source is not None and source.gid != gid and config.by_id.get(shard.id) == shard:
+                addresses = self._addresses.get(source.gid, source.addresses)
+                if addresses and shard.id not in self._overrides:
+                    self._addresses.setdefault(source.gid, addresses)
+                    self._overrides[shard.id] = source.gid
+        await asyncio.sleep(LOOK_BACK_SECONDS)
+
     def refresh(self) -> None:
         """Ask for news, unless that is being done."""
         if self._refreshing is None or self._refreshing.done():
@@ -94,6 +128,15 @@ class Router:
             self._addresses[group.gid] = group.addresses
 
     async def close(self) -> None:
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.gather(self._refreshing, return_exceptions=True)
+        for task in (self._refreshing, self._looking_back):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+def _source(change: Change | None, shard: Shard) -> Group | None:
+    """Who had the shard before that configuration moved it; it may have been split since."""
+    for move in change.moves if change is not None else ():
+        if move.start <= shard.start and (not move.end or shard.start < move.end):
+            return move.source
+    return None

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from shardkv.client import AsyncShardClerk
-from shardkv.observe.overview import problems
+from shardkv.observe.overview import problems, what_waits
 from shardkv.raft.protocol.space import Room
 from shardkv.server.giver import Closing, Pace
 from shardkv.shardctrler.shard_map import Change, Group, Move
@@ -283,6 +283,55 @@ async def test_moves_back_and_forth_while_the_taker_is_down_end_where_the_map_sa
     await all_there(world, values)
 
 
+@in_world(groups=(1, 2, 3), shards=6)
+async def test_a_move_to_a_dead_group_holds_up_no_split_or_merge_and_is_taken_back_without_it(
+    world: World,
+) -> None:
+    """Of other shards at once; of the moved one as soon as the map gives it back: the giver asks nobody."""
+    values = await fill(world, 200)
+    config = await world.config()
+    stuck, other = await shards_of(world, 1)
+    third = (await shards_of(world, 3))[0]
+    moved = [key for key in KEYS if config.by_id[stuck].contains(key)]
+    for process in world.of(2):
+        await world.crash(process)
+    await world.move(stuck, 2)
+    for shard in (other, third):
+        await world.split(shard, [key for key in KEYS if config.by_id[shard].contains(key)][1])
+        await has_done_all(world, config.by_id[shard].gid)
+        await world.merge(shard)
+        await has_done_all(world, config.by_id[shard].gid)
+    assert state_at(world, 1, stuck) == {State.LENDING}
+    await is_served(
+        world, moved[0]
+    )  # who asks is told nothing by the dead group: the map says who had it before
+    told = f"take the move back: `shardkv admin move {stuck} 1`"
+    assert any(told in line for line in problems(await world.overview()))
+    assert any(told in line for line in what_waits(await world.overview())), "what `--wait` says"
+    await world.move(stuck, 1)
+    await wait_for(lambda: state_at(world, 1, stuck) == {State.SERVING}, SERVED_SECONDS)
+    await world.split(stuck, moved[1])
+    for key in moved:
+        await is_served(world, key)
+        values[key] = b"served"
+    await world.start_all()
+    await world.settle()
+    await all_there(world, values)
+
+
+async def has_done_all(world: World, gid: int) -> None:
+    """Until every replica of a group has done what the map of now asks it for."""
+    num = (await world.config()).num
+    machines = [process.server.machine.ownership for process in world.of(gid)]
+    await wait_for(
+        lambda: all(
+            machine.config_num == num and not any(row.queue or row.inherits for row in machine.rows.values())
+            for machine in machines
+        ),
+        SERVED_SECONDS,
+    )
+
+
 @pytest.mark.parametrize("side", ["giver", "taker"])
 @pytest.mark.parametrize("seed", range(3))
 def test_leaders_change_while_a_hand_over_is_taken_back(side: str, seed: int) -> None:
@@ -323,7 +372,7 @@ class Two:
         self.holder = ONE
         self.groups = {1: Ownership(1, joins=(1, 1)), 2: Ownership(2, joins=(1, 1))}
         self.answers: list[Callable[[], object]] = []
-        self.counts = {"thaws": 0, "taken back": 0, "installs": 0}
+        self.counts = {"thaws": 0, "taken back": 0, "kept": 0, "installs": 0}
 
     def move(self) -> None:
         source, target = self.holder, TWO if self.holder is ONE else ONE
@@ -348,6 +397,9 @@ class Two:
             mine.abandoned(1, row.epoch, row.attempt) if rng.random() < 0.3 else None
             if row.comes_back and rng.random() < 0.5:
                 mine.gave_up(1, row.epoch)
+        elif action == 8 and row.comes_back:  # whatever state the leader saw before
+            epoch = row.epoch
+            self.answers.append(self._counted("kept", lambda: mine.took_back(1, epoch, False)))
         elif action == 5 and row.state is State.LENDING:
             mine.closed(1, row.epoch, rng.choice([far.attempt, max(0, far.attempt - 1)]))
         elif action == 6 and row.state is State.FROZEN:  # the end of the copy, for one attempt
@@ -357,7 +409,7 @@ class Two:
             if mine.serves_epoch(1, epoch):
                 self.answers.append(lambda: other.released(1, epoch))
             if mine.has_given_up(1, epoch):
-                self.answers.append(self._counted("taken back", lambda: other.took_back(1, epoch)))
+                self.answers.append(self._counted("taken back", lambda: other.took_back(1, epoch, True)))
             attempt = mine.attempt_at(1, epoch)
             self.answers.append(self._counted("thaws", lambda: other.thawed(1, epoch, attempt)))
 
@@ -400,7 +452,7 @@ def walk(seed: int) -> Two:
 
 @quick
 def test_giver_and_taker_never_both_serve_whatever_is_taken_back_when() -> None:
-    totals = {"thaws": 0, "taken back": 0, "installs": 0}
+    totals = {"thaws": 0, "taken back": 0, "kept": 0, "installs": 0}
     for seed in range(1500):
         for name, count in walk(seed).counts.items():
             totals[name] += count
@@ -439,6 +491,16 @@ def _takes_back_without_asking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ownership, "has_given_up", lambda self, shard, epoch: True)
 
 
+def _keeps_what_it_closed(patch: pytest.MonkeyPatch) -> None:
+    """The leader saw that it had not closed; its log closed meanwhile."""
+
+    def took_back(self: Ownership, shard: int, epoch: int, was_asked: bool) -> object:
+        return original(self, shard, epoch, True)
+
+    original = Ownership.took_back
+    patch.setattr(Ownership, "took_back", took_back)
+
+
 def _gives_up_what_goes_on(patch: pytest.MonkeyPatch) -> None:
     """The taker says so, and keeps its row."""
 
@@ -457,6 +519,7 @@ def _gives_up_what_goes_on(patch: pytest.MonkeyPatch) -> None:
         _abandons_after_it_installed,
         _installs_any_attempt,
         _takes_back_without_asking,
+        _keeps_what_it_closed,
         _gives_up_what_goes_on,
     ],
 )

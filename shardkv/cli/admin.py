@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,17 @@ from shardkv.cli.lazy import LazyGroup
 from shardkv.cli.options import controllers_option
 from shardkv.cli.output import console, json_bytes, print_json, print_table, text
 from shardkv.cli.session import Session, with_session
-from shardkv.observe.overview import Overview, moves, notes, problems, role_of, wait_settled
+from shardkv.observe.overview import (
+    Overview,
+    ask_status,
+    held_up,
+    moves,
+    notes,
+    problems,
+    role_of,
+    wait_settled,
+    what_waits,
+)
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.shard_map import Config
 from shardkv.wire.address import split_addresses
@@ -25,6 +36,11 @@ wait_option = click.option("--wait", is_flag=True, help="Return when every shard
 wait_timeout_option = click.option(
     "--wait-timeout", default=600.0, show_default=True, help="Seconds for --wait."
 )
+
+cut_option = click.option(
+    "--force", is_flag=True, help="Also a shard that is on its way to a group that does not answer."
+)
+NAMED = 3  # reasons why shards do not serve, in one error
 
 
 # Each of these is a file of its own, which `admin join` need not import.
@@ -49,8 +65,11 @@ def _change(
     output: str,
     wait: bool,
     wait_timeout: float,
+    cuts: int = 0,  # a shard that must not be behind a move to a group that is down
 ) -> None:
     async def run(session: Session) -> None:
+        if cuts:
+            await _check_moved(session, cuts, timeout)
         if request is None:
             num = (await session.controller.query(None, timeout)).num
         else:
@@ -76,7 +95,29 @@ async def _why_not(session: Session, timeout: float, wait_timeout: float) -> str
     """Why `--wait` does not say that every shard serves."""
     if not (await session.controller.query(None, timeout)).groups:
         return "nobody serves: no group is in it. Let one join: `shardkv admin join`"
-    return f"not every shard serves after {wait_timeout:g} s; `shardkv admin status` shows which"
+    waits = what_waits(await session.overview(timeout))[:NAMED]
+    return f"not every shard serves after {wait_timeout:g} s; `shardkv admin status` shows which" + (
+        f": {'; '.join(waits)}" if waits else ""
+    )
+
+
+async def _check_moved(session: Session, shard: int, timeout: float) -> None:
+    """Refuse to cut a shard that is behind a move to a group that is down. Raises Failed.
+
+    Whoever serves it meanwhile knows it under its old name, and clients would ask under the new ones: its keys
+    would wait until that group answers, and the move could not be taken back any more.
+    """
+    config = await session.controller.query(None, timeout)
+    known = config.by_id.get(shard)
+    group = config.groups.get(known.gid) if known is not None else None
+    if group is None:
+        return  # the controllers refuse it, or nobody serves it
+    said = await asyncio.gather(*(ask_status(session.dialer, where, "kv.status") for where in group.addresses))
+    if any(status and status["role"] == "leader" for status in said):
+        return
+    why = held_up(await session.overview(timeout)).get(shard)
+    if why is not None:
+        raise Failed(f"{why}. Or cut it all the same (--force): its keys wait until the move has ended")
 
 
 async def _wait(session: Session, wait_timeout: float, output: str) -> bool:
@@ -152,20 +193,23 @@ def move(shard: int, gid: int, **options: Any) -> None:
 @admin.command()
 @click.argument("shard", type=click.IntRange(min=0))
 @click.argument("key")
+@cut_option
 @_changing
 @handled
-def split(shard: int, key: str, **options: Any) -> None:
+def split(shard: int, key: str, force: bool, **options: Any) -> None:
     """Make two shards of one: the second begins at KEY."""
-    _change(pb.AdminRequest(split=pb.SplitShard(shard=shard, key=os.fsencode(key))), **options)
+    request = pb.AdminRequest(split=pb.SplitShard(shard=shard, key=os.fsencode(key)))
+    _change(request, cuts=0 if force else shard, **options)
 
 
 @admin.command()
 @click.argument("shard", type=click.IntRange(min=0))
+@cut_option
 @_changing
 @handled
-def merge(shard: int, **options: Any) -> None:
+def merge(shard: int, force: bool, **options: Any) -> None:
     """Join a shard with its right neighbour; both must be on one group."""
-    _change(pb.AdminRequest(merge=pb.MergeShard(shard=shard)), **options)
+    _change(pb.AdminRequest(merge=pb.MergeShard(shard=shard)), cuts=0 if force else shard, **options)
 
 
 @admin.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from shardkv.observe.notes import damage_problems, notes_of
 from shardkv.shardctrler.client import ControllerClient
-from shardkv.shardctrler.shard_map import Config, Gid
+from shardkv.shardctrler.shard_map import Config, Gid, ShardId
 from shardkv.wire.bounded_json import parse_json
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
@@ -79,9 +79,41 @@ def moves(overview: Overview) -> list[str]:
     return found
 
 
+def held_up(overview: Overview) -> dict[ShardId, str]:
+    """Shards that cannot move since their next group does not answer: why, and what to do, by shard."""
+    found = {}
+    for gid in sorted(overview.groups):
+        for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items():
+            taker = row.get("peer")
+            if row["state"] not in ("LENDING", "FROZEN") or taker not in overview.groups:
+                continue
+            if overview.leader(taker) is None:
+                found[int(shard)] = (
+                    f"shard {shard} cannot move to group {taker}, which has no leader that answers: "
+                    + (
+                        f"group {gid} serves it meanwhile. Start group {taker}, or take the move back: "
+                        f"`shardkv admin move {shard} {gid}`"
+                        if row["state"] == "LENDING"
+                        else f"group {gid} has closed it, and nobody serves it. Start group {taker}: it may have all of it"
+                    )
+                )
+    return found
+
+
+def what_waits(overview: Overview) -> list[str]:
+    """Why shards do not serve where the map has them, a line each: the newest configuration waits for that."""
+    found = list(held_up(overview).values())
+    found += [
+        f"group {gid} has no leader that answers"
+        for gid in sorted({shard.gid for shard in overview.config.by_id.values()} & overview.groups.keys())
+        if overview.leader(gid) is None
+    ]
+    return found + _stuck(overview)
+
+
 def problems(overview: Overview) -> list[str]:
     """What an operator should look at, a line each; empty if all is well."""
-    found = _nobody_serves(overview)
+    found = [*_nobody_serves(overview), *held_up(overview).values()]
     for name, replicas in _by_name(overview):
         said = {address: status for address, status in replicas.items() if status}
         if not any(status["role"] == "leader" for status in said.values()):
@@ -108,13 +140,18 @@ def problems(overview: Overview) -> list[str]:
                 found.append(f"{name}: {address} is {newest - status['applied_index']:,} entries behind")
     for gid in sorted(overview.groups):
         found += _wrong_incarnation(overview, gid)
-        for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items():
-            if row.get("stuck_seconds"):
-                found.append(
-                    f"shard {shard} is stuck at group {gid} ({row['state'].lower()}) "
-                    f"for {row['stuck_seconds']:.0f} s: {row['why']}"
-                )
-    return found
+    return found + _stuck(overview)
+
+
+def _stuck(overview: Overview) -> list[str]:
+    """A line for each hand-over that has made no headway for a while."""
+    return [
+        f"shard {shard} is stuck at group {gid} ({row['state'].lower()}) "
+        f"for {row['stuck_seconds']:.0f} s: {row['why']}"
+        for gid in sorted(overview.groups)
+        for shard, row in ((overview.leader(gid) or {}).get("shards") or {}).items()
+        if row.get("stuck_seconds")
+    ]
 
 
 def notes(overview: Overview) -> list[str]:

@@ -14,6 +14,7 @@ from shardkv import shardkv_pb2 as pb
 FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
 ABANDON, THAW, GIVE_UP, TAKE_BACK = 9, 10, 11, 12
 RESTORE, RESTORE_CHUNK, INHERIT = 13, 14, 15
+KEEP = 16
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -56,6 +57,11 @@ def give_up(shard: int, epoch: int) -> bytes:
 
 def take_back(shard: int, epoch: int) -> bytes:
     return bytes([TAKE_BACK]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def keep(shard: int, epoch: int) -> bytes:
+    """The giver takes back what it has not closed: nobody has to be asked."""
+    return bytes([KEEP]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
 
 
 def release(shard: int, epoch: int) -> bytes:

@@ -332,9 +332,9 @@ class ShardMachine:
             step = pb.Step.FromString(body)
             effects = ownership.gave_up(step.shard, step.epoch)
             done = bool(effects)
-        elif kind == commands.TAKE_BACK:
+        elif kind in (commands.TAKE_BACK, commands.KEEP):
             step = pb.Step.FromString(body)
-            effects = ownership.took_back(step.shard, step.epoch)
+            effects = ownership.took_back(step.shard, step.epoch, was_asked=kind == commands.TAKE_BACK)
             done = bool(effects)
         elif kind == commands.RELEASE:
             step = pb.Step.FromString(body)

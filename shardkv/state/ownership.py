@@ -12,7 +12,8 @@ of applied state that never becomes untrue, since `served_epoch` only grows.
 A closed giver serves again only on another such fact: that the taker, in its own log, has
 let go of this *attempt* to copy the shard (it goes on with the next one from the beginning), or
 of the hand-over as a whole, since the map gives the shard back. A taker that has installed
-does neither, and one that has let go does not install.
+does neither, and one that has let go does not install. A giver that is not closed needs no such
+fact: when the map gives the shard back, it goes on by itself.
 
 Of two groups that have one number (the first left or lost its disks, the second joined)
 each acts on what the map says about itself. A group is named by its number and the
@@ -205,10 +206,16 @@ class Ownership:
         row.peer, row.cursor, row.attempt, row.start, row.end = None, START, 0, b"", b""
         return [drop, *self._drain()]
 
-    def took_back(self, shard: ShardId, epoch: int) -> list[Effect]:
-        """The giver serves what the taker has let go of, as if it had gone and come back."""
+    def took_back(self, shard: ShardId, epoch: int, was_asked: bool) -> list[Effect]:
+        """The giver serves what the taker has let go of, as if it had gone and come back.
+
+        A giver that has not closed needs to ask nobody (`was_asked` False), however dead the taker is: no answer
+        with which this attempt could be installed was ever given, and those for earlier attempts have no effect.
+        """
         row = self.rows.get(shard)
-        if row is None or not row.comes_back or self._fire(shard, epoch, Event.TAKEN_BACK) is None:
+        if row is None or not row.comes_back or (row.state is State.FROZEN and not was_asked):
+            return []
+        if self._fire(shard, epoch, Event.TAKEN_BACK) is None:
             return []
         row.epoch = row.served_epoch = row.queue.pop(0).epoch
         row.peer, row.journal, row.attempt = None, 0, 0
