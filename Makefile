@@ -8,7 +8,7 @@ PROTOS := $(wildcard proto/*/*.proto)
 SEEDS ?= 200
 CHAOS_SECONDS ?= 60
 
-.PHONY: up run venv test lint unit proto proto-check sim-soak mutants chaos acceptance bench bench-vs-etcd bench-scale clean
+.PHONY: up run venv test lint unit proto proto-check sim-soak mutants chaos acceptance docs bench bench-vs-etcd bench-scale clean
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -39,6 +39,15 @@ lint: venv
 
 unit: venv
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The documents and the API reference as a site: open build/site/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs/site . build/site
+	@echo "open build/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) -e '.[docs]'
+	touch $@
 
 # Generated code is committed, so that installing needs no compiler.
 proto: venv

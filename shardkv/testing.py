@@ -1,4 +1,4 @@
-"""A throwaway cluster for the tests of applications: real processes on free ports of loopback.
+"""A throwaway cluster for the tests of applications: real processes on free ports of loopback::
 
     def test_ada(shardkv_clerk):
         shardkv_clerk.put("user/1", "Ada")

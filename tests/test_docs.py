@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import shardkv
+import shardkv.testing
 from shardkv.cli.main import main
 from shardkv.state.ownership import TRANSITIONS
 from tests.test_mutants import MUTANTS
@@ -17,7 +22,8 @@ from tests.test_mutants import MUTANTS
 pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parent.parent
-DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 REFERENCE = re.compile(r"`([\w./-]+\.py)::([\w.]+)`")
 FILE = re.compile(r"`((?:raft|shardctrler|shardkv|client|tests|bench|docs|proto)/[\w./-]+\.\w+)`")
 
@@ -53,7 +59,7 @@ def test_what_a_document_names_exists(doc: Path) -> None:
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(doc: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", doc.read_text()):
+    for target in LINK.findall(doc.read_text()):
         assert (doc.parent / target).exists(), f"{doc.name} links to {target}"
 
 
@@ -113,3 +119,42 @@ def test_every_mutant_is_in_the_table() -> None:
     told = (ROOT / "docs/testing.md").read_text()
     for mutant in MUTANTS:
         assert mutant.__name__.replace("_", " ") in told, f"docs/testing.md lacks {mutant.__name__}"
+
+
+def test_the_index_leads_to_every_document() -> None:
+    """The site's navigation is made of these links."""
+    index = ROOT / "docs/index.md"
+    linked = {(index.parent / target).resolve() for target in LINK.findall(index.read_text())}
+    assert linked == {doc.resolve() for doc in DOCS} - {index.resolve()}
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    told = re.findall(
+        r"^\.\. auto(?:class|exception):: ([\w.]+)", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
+    public = {f"shardkv.{name}" for name in shardkv.__all__ if not name.startswith("_")}
+    fixtures = {
+        f"shardkv.testing.{name}"
+        for name, value in vars(shardkv.testing).items()
+        if isinstance(value, type) and value.__module__ == "shardkv.testing"
+    }
+    assert sorted(told) == sorted(public | fixtures)
+
+
+@pytest.mark.skipif(find_spec("sphinx") is None, reason="the extra [docs] is not installed")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """A link that leads nowhere, a docstring that does not parse or a name that is gone is a warning."""
+    made = subprocess.run(
+        [
+            sys.executable,
+            *["-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "docs/site", "."],
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    assert "OutcomeUnknown" in (tmp_path / "docs/api.html").read_text()
+    assert "admin-join" in (tmp_path / "docs/commands.html").read_text()
