@@ -1,4 +1,4 @@
-"""Real files behind the disk door: every change is on disk when the call returns.
+"""Real files, as `interfaces.Directory` asks for them: every change is on disk when the call returns.
 
 Appends run on one thread of their own for each directory, off the event loop, so they
 keep their order; replacing and removing files runs on another, for an append must

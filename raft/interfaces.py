@@ -1,8 +1,8 @@
-"""The doors through which the world reaches this code: disk, network, and calls between processes.
+"""The interfaces through which the world reaches this code: disk, network, and calls between processes.
 
 Time is the event loop's clock, and chance a `random.Random` handed in. Production
-puts real files and TCP streams behind these doors (`disk.py`, `transport.py`, `dialer.py`);
-the simulator puts numbers there, and runs everything else unchanged.
+implements them by real files and TCP streams (`disk.py`, `transport.py`, `dialer.py`);
+the simulator implements them by numbers, and runs everything else unchanged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # clients use these doors too, and need no messages of Raft
+if TYPE_CHECKING:  # clients use these interfaces too, and need no messages of Raft
     from shardkv.raft.protocol.messages import Envelope
     from shardkv.raft.protocol.types import NodeId
 

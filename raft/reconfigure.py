@@ -16,13 +16,13 @@ from shardkv.raft.protocol.progress import Mode
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.protocol.types import NodeId
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 
 LEARNER_LAG = 64  # entries that a learner may be behind when it becomes a voter
 
 
 async def reconfigure(
-    replica: ReplicatedMachine,
+    replica: Replica,
     voters: Mapping[NodeId, str],
     learners: Mapping[NodeId, str] | None = None,
     disks: Mapping[NodeId, int] | None = None,
@@ -96,7 +96,7 @@ async def reconfigure(
         await replica.next_turn()
 
 
-def _take_out(replica: ReplicatedMachine, leader: Leader, gone: frozenset[NodeId]) -> None:
+def _take_out(replica: Replica, leader: Leader, gone: frozenset[NodeId]) -> None:
     """Their disks are not those that the group knows, or it knows none. Raises ValueError where nobody would be left."""
     rest = replica.core.membership.without(gone)
     if not rest.voters:
@@ -107,7 +107,7 @@ def _take_out(replica: ReplicatedMachine, leader: Leader, gone: frozenset[NodeId
         replica.node.change_membership(rest)
 
 
-async def hand_over(replica: ReplicatedMachine, seconds: float) -> None:
+async def hand_over(replica: Replica, seconds: float) -> None:
     """If this replica leads, let another: before it stops, so that the group need not find out.
 
     Returns once that has happened, or when `seconds` are over: then the group elects a
@@ -126,7 +126,7 @@ def _has_caught_up(leader: Leader, node: NodeId, commit_index: int) -> bool:
     return progress.mode is Mode.REPLICATE and progress.match_index + LEARNER_LAG >= commit_index
 
 
-def _hand_over(replica: ReplicatedMachine, leader: Leader, heirs: Set[NodeId]) -> None:
+def _hand_over(replica: Replica, leader: Leader, heirs: Set[NodeId]) -> None:
     """A leader that is to go lets one that stays lead first: no gap while the others find out."""
     if leader.transfer_to not in heirs:
         replica.node.transfer(max(sorted(heirs), key=lambda node: leader.progress[node].match_index))

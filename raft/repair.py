@@ -31,7 +31,7 @@ from shardkv.raft.interfaces import Directory, Transport
 from shardkv.raft.machine import StateMachine
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.types import NodeId
-from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine, open_replica
+from shardkv.raft.replica import Replica, ReplicaOptions, open_replica
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ async def open_or_repair(
     clock_ms: Callable[[], int],
     options: ReplicaOptions,
     disks: KnownDisks | None = None,
-) -> ReplicatedMachine:
+) -> Replica:
     """See `open_replica`. Raises StorageError, also where an empty state is damaged as well."""
     book, damage = _load(directory)
     for _ in range(2):
@@ -113,7 +113,7 @@ async def _open(
     options: ReplicaOptions,
     book: DamageBook,
     disks: KnownDisks | None,
-) -> ReplicatedMachine:
+) -> Replica:
     lost = book.present is not None
     machine = store.open()
 

@@ -49,7 +49,7 @@ class ReplicaOptions:
     segment_bytes: int = 32 << 20
 
 
-class ReplicatedMachine:
+class Replica:
     """One replica of a replicated state machine. Get one from `open_replica`."""
 
     def __init__(
@@ -360,7 +360,7 @@ async def open_replica(
     options: ReplicaOptions,
     disks: KnownDisks | None = None,
     state_lost: bool = False,
-) -> ReplicatedMachine:
+) -> Replica:
     """Recover a replica from its disk and start it. Raises StorageError.
 
     `bootstrap` holds until a change of the membership is in the log or the state: all
@@ -392,7 +392,7 @@ async def open_replica(
         options.node.core,
         lost,
     )
-    replica = ReplicatedMachine(core, machine, bootstrap, clock_ms, options.compact_bytes)
+    replica = Replica(core, machine, bootstrap, clock_ms, options.compact_bytes)
     replica.log_cut = {"bytes": recovered.cut_bytes, "at_ms": clock_ms()} if recovered.cut_bytes else None
     replica.node = Node(core, wal, transport, replica, options.node, rng, disks)
     replica.node.start()

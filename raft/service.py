@@ -6,7 +6,7 @@ import asyncio
 
 from shardkv.raft.errors import Busy, Lost, NoRoom, NotLeader, OutcomeUnknown, RaftError, Stopped, Transferring
 from shardkv.raft.reconfigure import reconfigure
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.wire.bounded_json import parse_json
 from shardkv.wire.calls import Code, answer, refuse
 
@@ -14,7 +14,7 @@ MAX_MEMBERS_BYTES = 1 << 20  # of a request to change the members
 MEMBERS_SECONDS = 30.0  # one attempt at a change of the membership
 
 
-def refusal_of(error: RaftError, replica: ReplicatedMachine) -> bytes:
+def refusal_of(error: RaftError, replica: Replica) -> bytes:
     """How a server tells a client that its replica did not, or may not have, done it."""
     match error:
         case NotLeader():
@@ -38,7 +38,7 @@ def _members(fields: object) -> dict[int, str]:
     return {int(node): address for node, address in fields.items()}
 
 
-async def change_members(replica: ReplicatedMachine, payload: bytes) -> bytes:
+async def change_members(replica: Replica, payload: bytes) -> bytes:
     """Have those in `payload` be the members: JSON of "voters" and "learners", replica numbers to addresses.
 
     "disks", the incarnations (hex) that some of them are to have, may be left out. Asked again, it goes on from where the group is. Raises RaftError, ValueError.

@@ -13,22 +13,20 @@ from shardkv.raft.protocol.space import Room, has_room, judge
 from shardkv.raft.protocol.types import NOBODY
 
 if TYPE_CHECKING:
-    from shardkv.raft.replica import ReplicatedMachine
+    from shardkv.raft.replica import Replica
 
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.5
 
 
-def has_room_for(replica: ReplicatedMachine, size: int) -> bool:
+def has_room_for(replica: Replica, size: int) -> bool:
     """Whether it leads, a quorum's disks have room, and its own for so many bytes on top of its reserve."""
     spare = replica.node.spare_bytes
     return replica.is_leader and has_room(replica.core) and (spare is None or size <= spare)
 
 
-async def watch(
-    replica: ReplicatedMachine, free_bytes: Callable[[], Awaitable[int]], reserve_bytes: int
-) -> None:
+async def watch(replica: Replica, free_bytes: Callable[[], Awaitable[int]], reserve_bytes: int) -> None:
     """Tell the replica, for as long as it runs, what room its disk has."""
     while not replica.node.stopped:
         try:
@@ -41,7 +39,7 @@ async def watch(
         await asyncio.sleep(WATCH_SECONDS)
 
 
-def _note(replica: ReplicatedMachine, free_bytes: int, room: Room) -> None:
+def _note(replica: Replica, free_bytes: int, room: Room) -> None:
     """This is the room that there is now. A leader without lets another lead that has some."""
     node = replica.node
     if room is not node.room:

@@ -35,7 +35,7 @@ FORMAT_VERSION = 2  # 1 left index and term out of the checksum
 
 
 class InMemoryMachine(ABC):
-    """The part of `rsm.StateMachine` that is the same for all state kept in memory.
+    """The part of `machine.StateMachine` that is the same for all state kept in memory.
 
     Call `recover` before use.
     """

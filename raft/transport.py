@@ -27,7 +27,7 @@ MAX_PEERS = 64  # that we answer without dialling them
 
 
 class TcpTransport:
-    """The transport door of one replica. Envelopes of one turn leave as one piece of mail a peer."""
+    """`interfaces.Transport` for one replica. Envelopes of one turn leave as one piece of mail a peer."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class TcpTransport:
         """Whether a caller that has proven which replica it is sends mail of its own."""
         proven = caller.member
         if proven is None:
-            return True  # nobody can prove anything in this cluster: the gate has let it through
+            return True  # nobody can prove anything in this cluster: the authorizer has let it through
         if proven.group != self._group or proven.replica != sender:
             return False
         return all(envelope.sender == sender for envelope in envelopes)

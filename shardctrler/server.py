@@ -17,7 +17,7 @@ from typing import ClassVar
 from google.protobuf.message import DecodeError
 
 from shardkv.raft.errors import Busy, RaftError
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.service import change_members, refusal_of
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.codec import config_to_pb
@@ -36,7 +36,7 @@ class ControllerServer:
 
     def __init__(
         self,
-        replica: ReplicatedMachine,
+        replica: Replica,
         cluster: str,
         initial_shards: int,
     ) -> None:

@@ -98,7 +98,7 @@ def frame(kind: int, *operations: tuple[int, bytes, bytes]) -> bytes:
 
 
 @pytest.fixture
-def gate() -> Access:
+def authorizer() -> Access:
     accounts = Accounts(enabled=False)
     for name, role, prefixes in (
         ("root", "admin", []),
@@ -190,8 +190,8 @@ SCAN_BROKEN = frame(frames.READ, (SCAN_OP, b"app/", b"?"), (GET, b"other", b""))
         (caller("root"), "raft", b"", False),
     ],
 )
-def test_who_may_do_what(gate: Access, who: Caller, method: str, payload: bytes, allowed: bool) -> None:
-    assert (gate.refusal(who, method, payload) is None) == allowed
+def test_who_may_do_what(authorizer: Access, who: Caller, method: str, payload: bytes, allowed: bool) -> None:
+    assert (authorizer.refusal(who, method, payload) is None) == allowed
 
 
 @pytest.mark.quick
@@ -212,18 +212,18 @@ def test_who_may_do_what(gate: Access, who: Caller, method: str, payload: bytes,
     ],
 )
 def test_a_forbidden_operation_is_marked_and_its_neighbours_are_not(
-    gate: Access, who: Caller, method: str, payload: bytes, forbidden: list[bool]
+    authorizer: Access, who: Caller, method: str, payload: bytes, forbidden: list[bool]
 ) -> None:
-    assert gate.refusal(who, method, payload) is None
-    (section,) = frames.unpack_sections(gate.admitted(who, method, payload))
+    assert authorizer.refusal(who, method, payload) is None
+    (section,) = frames.unpack_sections(authorizer.admitted(who, method, payload))
     (before,) = frames.unpack_sections(payload)
     assert [kind == frames.FORBIDDEN for kind in section.kinds] == forbidden
     assert (section.keys, section.values, section.seqs) == (before.keys, before.values, before.seqs)
 
 
 @pytest.mark.quick
-def test_what_is_no_frame_passes_the_gate_and_is_refused_as_what_it_is(gate: Access) -> None:
-    assert gate.admitted(caller("app"), "kv.read", b"no frame") == b"no frame"
+def test_what_is_no_frame_passes_the_gate_and_is_refused_as_what_it_is(authorizer: Access) -> None:
+    assert authorizer.admitted(caller("app"), "kv.read", b"no frame") == b"no frame"
 
 
 @pytest.mark.quick

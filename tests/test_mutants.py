@@ -35,7 +35,7 @@ from shardkv.raft.protocol.outbox import Outbox, Promise
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.ready import Write
 from shardkv.raft.protocol.roles import Leader
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.snapshot import SnapshotReceiver
 from shardkv.raft.state_file import InMemoryMachine
 from shardkv.server import giver as lending
@@ -311,12 +311,12 @@ def a_lease_outlives_a_transfer(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_follower_reads_before_it_has_applied(patch: pytest.MonkeyPatch) -> None:
-    original = ReplicatedMachine.reads_released
+    original = Replica.reads_released
 
-    def released(self: ReplicatedMachine, reads):  # type: ignore[no-untyped-def]
+    def released(self: Replica, reads):  # type: ignore[no-untyped-def]
         original(self, [(ticket, 0) for ticket, _ in reads])
 
-    patch.setattr(ReplicatedMachine, "reads_released", released)
+    patch.setattr(Replica, "reads_released", released)
 
 
 def a_retry_is_a_new_write(patch: pytest.MonkeyPatch) -> None:
@@ -341,10 +341,10 @@ def records_do_not_merge(patch: pytest.MonkeyPatch) -> None:
 
 
 def reads_without_a_quorum(patch: pytest.MonkeyPatch) -> None:
-    async def barrier(self: ReplicatedMachine) -> None:
+    async def barrier(self: Replica) -> None:
         return None
 
-    patch.setattr(ReplicatedMachine, "read_barrier", barrier)
+    patch.setattr(Replica, "read_barrier", barrier)
 
 
 def writes_are_not_remembered(patch: pytest.MonkeyPatch) -> None:

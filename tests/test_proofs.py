@@ -18,7 +18,7 @@ from shardkv.process.certificates import Authority
 from shardkv.raft.codec import encode_mail
 from shardkv.raft.protocol.messages import Envelope, ReadIndex
 from shardkv.raft.transport import MAIL, TcpTransport
-from shardkv.wire.auth import LOGIN, STRANGER, Caller, Gate, Kind, Login, Node, OpenGate, Operator, Who
+from shardkv.wire.auth import LOGIN, STRANGER, AllowAll, Authorizer, Caller, Kind, Login, Node, Operator, Who
 from shardkv.wire.calls import Code, Unreachable, parse
 from shardkv.wire.dialer import Connection
 from shardkv.wire.framing import CALL, HELLO, POST, RECORD, MalformedStream, Parser, pack_hello
@@ -43,7 +43,7 @@ class Server:
         member: Member = A,
         secrets: Secrets | None = None,
         tls: Tls | None = None,
-        gate: Gate | None = None,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self.calls: list[tuple[str, bytes]] = []
         self.posts: list[tuple[bytes, ServerStream]] = []
@@ -51,7 +51,7 @@ class Server:
         hashes = (tls.certificate_hash(),) if tls is not None else ()
         known = Secrets([SECRET]) if secrets is None else secrets
         self.greeter = Greeter(member, known, (), USERS.get, lambda: hashes)
-        self._tls, self._gate = tls, gate
+        self._tls, self._authorizer = tls, authorizer
 
     async def open(self) -> Server:
         loop = asyncio.get_running_loop()
@@ -69,7 +69,7 @@ class Server:
             self.greeter,
             handler,
             lambda method, payload, stream: self.posts.append((payload, stream)),
-            self._gate,
+            self._authorizer,
         )
         self.streams.append(stream)
         return stream
@@ -366,7 +366,7 @@ def test_a_secret_is_renewed_while_both_are_accepted() -> None:
     story(tell)
 
 
-class Changing(OpenGate):
+class Changing(AllowAll):
     """Everybody may do everything, until `still` is false."""
 
     still = True
@@ -378,14 +378,14 @@ class Changing(OpenGate):
 @pytest.mark.quick
 def test_the_stream_of_a_caller_who_is_not_accepted_any_more_is_ended() -> None:
     async def tell() -> None:
-        gate = Changing()
-        server = await Server(gate=gate).open()
+        authorizer = Changing()
+        server = await Server(authorizer=authorizer).open()
         async with dialled(server.address, node()) as connection:
             await connection.call("echo", b"x", 5.0)
             (stream,) = server.streams
             stream.recheck()
             await connection.call("echo", b"nothing has changed for this caller", 5.0)
-            gate.still = False
+            authorizer.still = False
             stream.recheck()
             await eventually(lambda: not stream.is_open)
         server.close()

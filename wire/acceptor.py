@@ -44,7 +44,7 @@ TLS_RECORD = b"\x16"  # the first byte of a handshake
 Factory = Callable[[Inbound], asyncio.BaseProtocol]
 
 
-class Doorway:
+class Acceptor:
     """Listens at one address. `factory` makes the protocol of a connection, which calls `Inbound.ended` at its end."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Doorway:
         self.accepted = self.accept_failures = 0
 
     @classmethod
-    def of(cls, name: str, factory: Factory, descriptors: Descriptors, audit: Audit | None = None) -> Doorway:
+    def of(cls, name: str, factory: Factory, descriptors: Descriptors, audit: Audit | None = None) -> Acceptor:
         return cls(name, factory, descriptors.strangers, descriptors.known, descriptors.peers, audit)
 
     async def open(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> None:

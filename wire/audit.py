@@ -1,4 +1,4 @@
-"""Where doors tell what they let in and what they turned away. The log itself is the server's: `shardkv/server/audit.py`."""
+"""Where listeners tell what they let in and what they turned away. The log itself is the server's: `shardkv/server/audit.py`."""
 
 from __future__ import annotations
 

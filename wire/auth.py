@@ -1,7 +1,7 @@
 """Who is at the other end of a stream, and whether a call of theirs is let through.
 
 The handshake (`handshake.py`) has proven who it is before the first call; under TLS there is the
-certificate that the peer showed, too. What a caller may do is decided by a `Gate`, for each call anew,
+certificate that the peer showed, too. What a caller may do is decided by a `Authorizer`, for each call anew,
 since it may have changed. The default one lets everybody do everything.
 """
 
@@ -85,7 +85,7 @@ class Standing(Enum):
     NODE = auto()  # a process of the cluster
 
 
-class Gate(Protocol):
+class Authorizer(Protocol):
     def standing(self, caller: Caller) -> tuple[Standing, str]:
         """With the user's name; empty where nobody is asked who he is."""
 
@@ -99,7 +99,7 @@ class Gate(Protocol):
         """Whether `caller` would be accepted again if it logged in now. If not, its streams are ended."""
 
 
-class OpenGate:
+class AllowAll:
     def standing(self, caller: Caller) -> tuple[Standing, str]:
         return Standing.KNOWN, ""
 

@@ -225,7 +225,7 @@ class Connection:
 
 
 class TcpDialer:
-    """Real calls behind the `Dialer` door: one `Connection` for each address."""
+    """A `Dialer` of real connections: one `Connection` for each address."""
 
     def __init__(self, cluster: str = "", tls: Tls | TlsFiles | None = None, login: Who = None) -> None:
         """Raises BadCertificate."""

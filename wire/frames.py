@@ -48,7 +48,9 @@ PUT, APPEND, DELETE, CAS_OP = 1, 2, 3, 4  # kinds of write
 GET, SCAN_OP = 5, 6  # kinds of read
 ABANDON = 7  # a write that its caller has given up: from now on it is not done, unless it was
 GROWS_NOTHING = frozenset((DELETE, ABANDON))
-FORBIDDEN = 255  # the gate of a server writes it over the kinds of operations that it does not let through
+FORBIDDEN = (
+    255  # the authorizer of a server writes it over the kinds of operations that it does not let through
+)
 MAX_SECTIONS = 4096
 MAX_OPERATIONS = 4096  # of a frame: more would keep a replica busy for too long at one entry
 

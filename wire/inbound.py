@@ -12,7 +12,7 @@ from shardkv.wire.auth import Standing
 
 
 class Listener(Protocol):
-    """Who accepted it, and is told of it: see `Doorway`."""
+    """Who accepted it, and is told of it: see `Acceptor`."""
 
     def settle(self, inbound: Inbound, standing: Standing, owner: str) -> None: ...
 

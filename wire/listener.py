@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakSet
 
-from shardkv.wire.acceptor import Doorway
+from shardkv.wire.acceptor import Acceptor
 from shardkv.wire.audit import Audit
-from shardkv.wire.auth import Gate, Standing
+from shardkv.wire.auth import Authorizer, Standing
 from shardkv.wire.calls import Handler
 from shardkv.wire.descriptors import PIPE, Descriptors
 from shardkv.wire.framing import MAGIC
@@ -161,11 +161,11 @@ class Pipes:
                 found[1].known()
 
 
-class _Guest(asyncio.Protocol):
+class _PendingConnection(asyncio.Protocol):
     """A new connection, until its first bytes tell what it speaks."""
 
-    def __init__(self, door: FrontDoor, inbound: Inbound) -> None:
-        self._door, self._inbound = door, inbound
+    def __init__(self, listener: Listener, inbound: Inbound) -> None:
+        self._listener, self._inbound = listener, inbound
         self._first = b""
         self._transport: Any = None
 
@@ -179,17 +179,19 @@ class _Guest(asyncio.Protocol):
         if len(self._first) < len(MAGIC):
             return
         if self._first.startswith(HTTP2):
-            outer = _Outer(self._inbound, self._door.pipes)
+            outer = _Outer(self._inbound, self._listener.pipes)
             self._inbound.weigh(PIPE)
             if self._inbound.turned_away:
                 return
             self._hand_over(outer)
             self._transport.pause_reading()
-            task = asyncio.get_running_loop().create_task(self._door.pipe(outer, self._inbound, self._first))
-            self._door.piping.add(task)
-            task.add_done_callback(self._door.piping.discard)
+            task = asyncio.get_running_loop().create_task(
+                self._listener.pipe(outer, self._inbound, self._first)
+            )
+            self._listener.piping.add(task)
+            task.add_done_callback(self._listener.piping.discard)
         else:
-            stream = self._door.new_stream(self._inbound)
+            stream = self._listener.new_stream(self._inbound)
             self._hand_over(stream)
             stream.data_received(self._first)
 
@@ -201,7 +203,7 @@ class _Guest(asyncio.Protocol):
         self._inbound.ended()
 
 
-class FrontDoor:
+class Listener:
     """Listens on one address for streams and for gRPC."""
 
     def __init__(
@@ -210,7 +212,7 @@ class FrontDoor:
         handler: Handler,
         on_post: Post,
         grpc_socket: str,
-        gate: Gate | None = None,
+        authorizer: Authorizer | None = None,
         descriptors: Descriptors | None = None,
         audit: Audit | None = None,
         pipes: Pipes | None = None,
@@ -219,7 +221,7 @@ class FrontDoor:
         self._streams: WeakSet[ServerStream] = WeakSet()
 
         def new_stream(inbound: Inbound) -> ServerStream:
-            stream = ServerStream(greeter, handler, on_post, gate, inbound, audit)
+            stream = ServerStream(greeter, handler, on_post, authorizer, inbound, audit)
             self._streams.add(stream)
             return stream
 
@@ -227,11 +229,13 @@ class FrontDoor:
         self.pipes = pipes or Pipes()
         self.piping: set[asyncio.Task[None]] = set()
         descriptors = descriptors or Descriptors.divide(20_000)
-        self.doorway = Doorway.of("main", lambda inbound: _Guest(self, inbound), descriptors, audit)
+        self.acceptor = Acceptor.of(
+            "main", lambda inbound: _PendingConnection(self, inbound), descriptors, audit
+        )
 
     async def open(self, host: str, port: int, context: Callable[[], ssl.SSLContext] | None = None) -> None:
         """`context` gives the TLS context of the next connection. Raises OSError when the address cannot be listened on."""
-        await self.doorway.open(host, port, context)
+        await self.acceptor.open(host, port, context)
 
     def recheck(self) -> None:
         """Users or secrets have changed: end the streams of those who would not be let in any more."""
@@ -262,4 +266,4 @@ class FrontDoor:
             inner.transport.close()
 
     async def close(self) -> None:
-        await self.doorway.close()
+        await self.acceptor.close()

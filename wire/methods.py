@@ -1,6 +1,6 @@
-"""Every call that a process answers: at which kind of server, and who may make it. One table for all doors.
+"""Every call that a process answers: at which kind of server, and who may make it. One table for all listeners.
 
-The gate (`access.py`) judges by this table, metrics take their labels from it, docs/security.md shows it,
+The authorizer (`access.py`) judges by this table, metrics take their labels from it, docs/security.md shows it,
 and `tests/test_call_matrix.py` tries every entry with every kind of caller. A server that answers a call
 without an entry, or does not answer one that is here, fails when it is imported (`check_streams`, `check_unary`).
 """
@@ -89,7 +89,7 @@ UNARY: dict[str, Right | None] = {
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
 }
 
-# HTTP, by door and path.
+# HTTP, by listener and path.
 PAGES: dict[tuple[str, str], Right | None] = {
     ("page", "/"): Right.USER,
     ("page", "/api/cluster"): Right.USER,

@@ -1,4 +1,4 @@
-"""The server's end of a stream: says welcome, asks the gate, and hands calls to the handler."""
+"""The server's end of a stream: says welcome, asks the authorizer, and hands calls to the handler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from shardkv.wire.audit import Audit, NoAudit
-from shardkv.wire.auth import LOGIN, STRANGER, Gate, OpenGate, Standing
+from shardkv.wire.auth import LOGIN, STRANGER, AllowAll, Authorizer, Standing
 from shardkv.wire.calls import Code, Handler, refuse
 from shardkv.wire.framing import ANSWER, ASK, CALL, HERE, POST, MalformedStream
 from shardkv.wire.handshake import Channel, Greeter, Greeting
@@ -32,13 +32,13 @@ class ServerStream(Stream):
         greeter: Greeter,
         handler: Handler,
         on_post: Post,
-        gate: Gate | None = None,
+        authorizer: Authorizer | None = None,
         inbound: Inbound | None = None,
         audit: Audit | None = None,
     ) -> None:
         super().__init__()
         self._greeter, self._handler, self._on_post = greeter, handler, on_post
-        self._gate: Gate = gate or OpenGate()
+        self._authorizer: Authorizer = authorizer or AllowAll()
         self._inbound = inbound or Inbound("?", "?", self._loop.time())
         self._audit = audit or NoAudit()
         self._greeting: Greeting | None = None
@@ -75,14 +75,14 @@ class ServerStream(Stream):
                 elif payload is None:
                     self._refuse_unread(kind, number, method)
                 elif kind == POST:
-                    if self._gate.refusal(self.caller, method, payload) is None:
+                    if self._authorizer.refusal(self.caller, method, payload) is None:
                         self._on_post(method, payload, self)
                     else:
                         self._settle()
                 else:
-                    refusal = self._gate.refusal(self.caller, method, payload)
+                    refusal = self._authorizer.refusal(self.caller, method, payload)
                     if refusal is None:
-                        self._begin(number, method, self._gate.admitted(self.caller, method, payload))
+                        self._begin(number, method, self._authorizer.admitted(self.caller, method, payload))
                     else:
                         self._settle()
                         self._reply(number, refusal)
@@ -92,15 +92,15 @@ class ServerStream(Stream):
             self.abort()
 
     def _settle(self) -> Standing:
-        """Tell the listener who the caller is, as far as the gate knows now."""
-        standing, owner = self._gate.standing(self.caller)
+        """Tell the listener who the caller is, as far as the authorizer knows now."""
+        standing, owner = self._authorizer.standing(self.caller)
         self._parser.small = standing is Standing.STRANGER
         self._inbound.settle(standing, owner)
         return standing
 
     def _refuse_unread(self, kind: int, number: int, method: str) -> None:
-        """A large record of a stranger: the payload is skipped, and the gate refuses the call without it."""
-        refusal = self._gate.refusal(self.caller, method, b"")
+        """A large record of a stranger: the payload is skipped, and the authorizer refuses the call without it."""
+        refusal = self._authorizer.refusal(self.caller, method, b"")
         if kind == CALL:
             self._reply(number, refusal or refuse(Code.RETRY, "the server knows its users since this moment"))
 
@@ -133,7 +133,7 @@ class ServerStream(Stream):
         return True
 
     def _let_in(self) -> None:
-        """Who it is does not change any more; what the gate knows of it may."""
+        """Who it is does not change any more; what the authorizer knows of it may."""
         self._inbound.recheck = self._settle
         self._settle()
 
@@ -165,13 +165,13 @@ class ServerStream(Stream):
     def recheck(self) -> None:
         """End the stream if its caller is not any more who it was: removed, or with another secret.
 
-        From now on the gate refuses its calls. It may have made the change itself: its answer goes out first.
+        From now on the authorizer refuses its calls. It may have made the change itself: its answer goes out first.
         """
-        if self._welcomed and not self._gate.is_still(self.caller):
+        if self._welcomed and not self._authorizer.is_still(self.caller):
             self._loop.call_later(LAST_ANSWER_SECONDS, self._end_unless_known)
 
     def _end_unless_known(self) -> None:
-        if self.is_open and not self._gate.is_still(self.caller):
+        if self.is_open and not self._authorizer.is_still(self.caller):
             log.info("closed the stream of %s: it has to log in again", self._inbound.address)
             self.abort()
 

@@ -87,7 +87,7 @@ class _Clock:
 
 
 @dataclass
-class Progress:
+class BackupProgress:
     """What has been done so far, in bytes of pairs."""
 
     read: int = 0
@@ -106,7 +106,7 @@ class Backup:
         store: Store,
         rng: Random,
         rate: float = 0.0,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[BackupProgress], None] = lambda progress: None,
         on_note: Callable[[str], None] = lambda note: None,
     ) -> None:
         """`rate`: bytes a second to read from the cluster, 0 for as fast as it goes.
@@ -120,7 +120,7 @@ class Backup:
         self._on_progress, self._on_note = on_progress, on_note
         self._damaged: dict[str, str] = {}  # replicas that a majority of their group differs from, and how
         self.confirmed: dict[int, Confirmed] = {}  # by group
-        self.progress = Progress()
+        self.progress = BackupProgress()
 
     async def create(self) -> Manifest:
         """Raises BackupError, ControllerUnavailable, AccessDenied."""
@@ -141,7 +141,7 @@ class Backup:
                 if attempt == ATTEMPTS:
                     raise BackupError(f"given up after {ATTEMPTS} attempts: {error}") from None
                 self._on_note(f"begun anew, attempt {attempt + 1} of {ATTEMPTS}: {error}")
-                self.progress = Progress()
+                self.progress = BackupProgress()
         for confirmed in self.confirmed.values():
             self._damaged.update(confirmed.differing)
         there = {found.name async for found in self._store.list("chunks/")}

@@ -28,8 +28,7 @@ from rich.progress import (
 
 from shardkv.backup import catalog
 from shardkv.backup.archive import Archiver
-from shardkv.backup.create import Backup
-from shardkv.backup.create import Progress as Done
+from shardkv.backup.create import Backup, BackupProgress
 from shardkv.backup.keys import make_key_file, read_key_file
 from shardkv.backup.manifest import Manifest, moment
 from shardkv.backup.open import open_store
@@ -132,14 +131,14 @@ def create(
     """Back up all shards, as they are at one moment. What is at URL already is not written again."""
     store = _store(url, endpoint, region, key_file)
     os.nice(NICE)
-    done, warnings = Done(), list[str]()
+    done, warnings = BackupProgress(), list[str]()
 
     async def run(session: Session) -> Manifest:
         nonlocal done, warnings
         with _bar() as bar:
             task = bar.add_task("read", total=None)
 
-            def show(progress: Done) -> None:
+            def show(progress: BackupProgress) -> None:
                 bar.update(task, completed=progress.read)
 
             rng = Random(random.SystemRandom().random())

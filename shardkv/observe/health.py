@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardkv import shardkv_pb2
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.shardctrler import shardctrler_pb2
 
 KV = shardkv_pb2.DESCRIPTOR.services_by_name["KV"].full_name
@@ -22,7 +22,7 @@ CONTROLLER = shardctrler_pb2.DESCRIPTOR.services_by_name["Controller"].full_name
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Answers from what the replica knows at that moment; nothing has to be kept up to date."""
 
-    def __init__(self, replica: ReplicatedMachine, server: Any, service: str) -> None:
+    def __init__(self, replica: Replica, server: Any, service: str) -> None:
         self._replica = replica
         self._leaving = False
         health_pb2_grpc.add_HealthServicer_to_server(self, server)

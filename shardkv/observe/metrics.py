@@ -22,13 +22,13 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from shardkv.raft.protocol.roles import Leader
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.shardctrler.machine import ControllerMachine
 from shardkv.shardctrler.shard_map import NO_GROUP
 from shardkv.state.machine import ShardMachine
 from shardkv.state.row import State
 from shardkv.storage.rocks import RocksEngine
-from shardkv.wire.acceptor import Doorway
+from shardkv.wire.acceptor import Acceptor
 from shardkv.wire.calls import Handler
 from shardkv.wire.tls_files import TlsFiles
 
@@ -88,13 +88,15 @@ class Metrics:
 
         return handle
 
-    def watch(self, replica: ReplicatedMachine) -> None:
+    def watch(self, replica: Replica) -> None:
         """Report what this replica knows, at each scrape. Call it on the replica's event loop."""
         self.registry.register(_OnLoop(asyncio.get_running_loop(), lambda: list(_of_replica(replica))))
 
-    def watch_door(self, doorway: Doorway) -> None:
+    def watch_acceptor(self, acceptor: Acceptor) -> None:
         """Report how full the process's own listener is. Call it on the event loop."""
-        self.registry.register(_OnLoop(asyncio.get_running_loop(), lambda: list(_of_door(doorway.status()))))
+        self.registry.register(
+            _OnLoop(asyncio.get_running_loop(), lambda: list(_of_acceptor(acceptor.status())))
+        )
 
     def watch_certificates(self, certificates: TlsFiles) -> None:
         """Report when the TLS files end. Call it on the event loop."""
@@ -135,7 +137,7 @@ def _by(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
     return family
 
 
-def _of_replica(replica: ReplicatedMachine) -> Iterator[Metric]:
+def _of_replica(replica: Replica) -> Iterator[Metric]:
     yield from _of_raft(replica)
     if isinstance(replica.machine, ShardMachine):
         yield from _of_group(replica.machine)
@@ -143,7 +145,7 @@ def _of_replica(replica: ReplicatedMachine) -> Iterator[Metric]:
         yield from _of_controller(replica.machine)
 
 
-def _of_door(status: dict[str, Any]) -> Iterator[Metric]:
+def _of_acceptor(status: dict[str, Any]) -> Iterator[Metric]:
     kinds = ("strangers", "known", "peers")
     held = {kind: float(status[kind]) for kind in kinds}
     yield _by("connections", "Connections by what is known of who is behind them", "standing", held)
@@ -183,7 +185,7 @@ def _of_certificates(certificates: TlsFiles) -> Iterator[Metric]:
     )
 
 
-def _of_raft(replica: ReplicatedMachine) -> Iterator[Metric]:
+def _of_raft(replica: Replica) -> Iterator[Metric]:
     core, node = replica.core, replica.node
     applied = replica.machine.applied.index
     yield _gauge("raft_up", "1 while the replica has not stopped for a fault", not node.stopped)

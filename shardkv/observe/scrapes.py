@@ -13,7 +13,7 @@ from typing import cast
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from shardkv.wire.acceptor import Doorway
+from shardkv.wire.acceptor import Acceptor
 from shardkv.wire.audit import Audit
 from shardkv.wire.auth import Standing
 from shardkv.wire.inbound import Inbound
@@ -51,7 +51,7 @@ class Scrapes:
         self, host: str, port: int, places: int, audit: Audit | None = None
     ) -> Callable[[], Awaitable[None]]:
         """Listen; returns how to stop. Raises OSError when the address cannot be listened on."""
-        doorway = Doorway(
+        acceptor = Acceptor(
             "metrics",
             lambda inbound: _Scrape(self, inbound),
             strangers=max(1, places // 2),
@@ -59,8 +59,8 @@ class Scrapes:
             audit=audit,
             idle_seconds=ANSWER_SECONDS,
         )
-        await doorway.open(host, port)
-        return doorway.close
+        await acceptor.open(host, port)
+        return acceptor.close
 
 
 def _response(status: str, body: bytes, content_type: str) -> bytes:

@@ -18,13 +18,13 @@ from shardkv.observe.overview import Overview, look
 from shardkv.observe.scrapes import Scrapes
 from shardkv.process.identity import CannotStart
 from shardkv.process.options import ProcessOptions
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.server.access import Access
 from shardkv.shardctrler.client import ControllerClient
 from shardkv.wire.audit import Audit
 from shardkv.wire.descriptors import Descriptors
 from shardkv.wire.dialer import TcpDialer
-from shardkv.wire.listener import FrontDoor
+from shardkv.wire.listener import Listener
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Listeners:
         self._options, self._descriptors, self._audit = options, descriptors, audit
         self._stops: list[Stop] = []
 
-    async def open_main(self, door: FrontDoor, context: Context) -> None:
+    async def open_main(self, listener: Listener, context: Context) -> None:
         """Raises CannotStart."""
         options = self._options
         address = options.listen or options.address
@@ -50,10 +50,10 @@ class Listeners:
         if options.tls is None and not _is_loopback(host):
             log.warning("listening on %s WITHOUT TLS: whoever can read packets reads the data", address)
         try:
-            await door.open(host, port, context)
+            await listener.open(host, port, context)
         except OSError as error:
             raise CannotStart(f"{address} cannot be listened on: {error.strerror or error}") from None
-        self._stops.append(door.close)
+        self._stops.append(listener.close)
         log.info("listening on %s%s", address, " with TLS" if options.tls is not None else "")
 
     async def open_metrics(self, metrics: Metrics) -> None:
@@ -69,7 +69,7 @@ class Listeners:
         self._stops.append(stop)
 
     async def open_page(
-        self, replica: ReplicatedMachine, gate: Access, dialer: TcpDialer, rng: Random, context: Context
+        self, replica: Replica, authorizer: Access, dialer: TcpDialer, rng: Random, context: Context
     ) -> None:
         """Raises CannotStart."""
         options = self._options
@@ -91,7 +91,7 @@ class Listeners:
             return await look(client, dialer, addresses, LOOK_SECONDS)
 
         def why_closed(address: str) -> str:
-            if options.tls is None or options.web_open or not gate.is_open:
+            if options.tls is None or options.web_open or not authorizer.is_open:
                 return ""
             return why_elsewhere(address)
 
@@ -100,7 +100,7 @@ class Listeners:
             *options.web_names,
             *(_host_and_port(at)[0] for at in (options.web, options.address)),
         }
-        page = Page(options.cluster, look_around, gate.login_refusal, names, why_closed)
+        page = Page(options.cluster, look_around, authorizer.login_refusal, names, why_closed)
         try:
             stop = await open_page(page, host, port, context, self._descriptors.pages, self._audit)
         except OSError as error:
@@ -108,13 +108,13 @@ class Listeners:
         self._stops.append(stop)
         log.info("the page is at %s://%s/", "http" if options.tls is None else "https", options.web)
 
-    async def warn_if_open(self, replica: ReplicatedMachine, gate: Access) -> None:
+    async def warn_if_open(self, replica: Replica, authorizer: Access) -> None:
         """One line where access control is off and others may come: once it is known."""
         options = self._options
         address = options.listen or options.address
-        while not gate.knows_users or not replica.leader_address:
+        while not authorizer.knows_users or not replica.leader_address:
             await asyncio.sleep(WARN_SECONDS)
-        if not gate.is_open or (options.tls is None and _is_loopback(_host_and_port(address)[0])):
+        if not authorizer.is_open or (options.tls is None and _is_loopback(_host_and_port(address)[0])):
             return
         whoever = "has a certificate of the CA" if options.tls is not None else f"reaches {address}"
         log.warning(

@@ -50,7 +50,7 @@ class ProcessOptions:
     )  # with less free on the disk, the group takes no more in: raft/space_watch.py
     scrub_bytes_per_second: int = 10 << 20  # at which tables are read through, again and again; 0: never
     limits: Limits = field(default_factory=Limits)
-    rsm: ReplicaOptions = field(default_factory=ReplicaOptions)
+    raft: ReplicaOptions = field(default_factory=ReplicaOptions)
 
     @property
     def address(self) -> str:

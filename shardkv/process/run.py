@@ -1,6 +1,6 @@
 """One server process: opens the disk, starts the replica, listens, and ends in order.
 
-This is where the real doors are put in: files, sockets, the wall clock, the system's
+This is where the real interfaces are put in: files, sockets, the wall clock, the system's
 randomness. Everything behind them is the code that the simulator runs.
 """
 
@@ -31,7 +31,7 @@ from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
-from shardkv.process.doorkeeper import check_certificate, gate_of, greeter_of
+from shardkv.process.callers import authorizer_of, check_certificate, greeter_of
 from shardkv.process.identity import CannotStart, Identity, claim, learn_cluster
 from shardkv.process.listeners import Listeners
 from shardkv.process.options import CONTROLLER_GROUP, STDERR, ProcessOptions
@@ -45,7 +45,7 @@ from shardkv.raft.private import keep_private, tighten, warn_if_open
 from shardkv.raft.protocol.space import FULL_PART
 from shardkv.raft.reconfigure import hand_over
 from shardkv.raft.repair import note_damage, open_or_repair
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.transport import MAIL, TcpTransport
 from shardkv.server.access import AccessInterceptor
 from shardkv.server.audit import AUDIT_FILE, AuditLog
@@ -62,7 +62,7 @@ from shardkv.wire import methods
 from shardkv.wire.auth import Node
 from shardkv.wire.descriptors import Descriptors, TooFewDescriptors
 from shardkv.wire.dialer import TcpDialer
-from shardkv.wire.listener import FrontDoor, Pipes, private_socket
+from shardkv.wire.listener import Listener, Pipes, private_socket
 from shardkv.wire.secrets import Secrets
 from shardkv.wire.server_stream import ServerStream
 from shardkv.wire.tls import BadCertificate
@@ -138,7 +138,7 @@ async def serve(options: ProcessOptions) -> None:
             store_of(directory, options.gid, options.ephemeral, options.descriptors.tables),
             rng,
             clock_ms,
-            options.rsm,
+            options.raft,
             disks,
         )
         transport.on_unreachable = replica.node.unreachable
@@ -205,14 +205,14 @@ def note_when_room(options: ProcessOptions, damage: DamagedState) -> float:
         time.sleep(space_watch.WATCH_SECONDS)  # a quota, say, of which free_bytes knows nothing
 
 
-def _on_loop(loop: asyncio.AbstractEventLoop, replica: ReplicatedMachine, fault: BaseException) -> None:
+def _on_loop(loop: asyncio.AbstractEventLoop, replica: Replica, fault: BaseException) -> None:
     loop.call_soon_threadsafe(replica.node.fail, fault)
 
 
 async def _listen(
     options: ProcessOptions,
     directory: RealDirectory,
-    replica: ReplicatedMachine,
+    replica: Replica,
     transport: TcpTransport,
     dialer: TcpDialer,
     secrets: Secrets,
@@ -237,46 +237,46 @@ async def _listen(
             replica.node.receive(transport.unpack(payload, stream))
 
     def on_change() -> None:
-        door.recheck()
+        listener.recheck()
 
     audit = AuditLog(None if options.audit == STDERR else options.data / AUDIT_FILE)
-    gate, background = gate_of(options, directory, replica, dialer, secrets, rng, audit, on_change)
+    authorizer, background = authorizer_of(options, directory, replica, dialer, secrets, rng, audit, on_change)
     if options.secret_file is not None:
         secrets.on_change.append(on_change)
         background.append(asyncio.create_task(watch_secrets(options.secret_file, secrets)))
-    greeter = greeter_of(options, secrets, gate, certificates)
+    greeter = greeter_of(options, secrets, authorizer, certificates)
     pipes = Pipes()
-    listener = grpc.aio.server(
-        interceptors=[AccessInterceptor(gate, pipes)],
+    grpc_server = grpc.aio.server(
+        interceptors=[AccessInterceptor(authorizer, pipes)],
         options=GRPC_OPTIONS,
         maximum_concurrent_rpcs=MAX_GRPC_CALLS,
     )
-    listener.add_insecure_port(socket_name)
-    server = _server(options, replica, dialer, rng, listener)
-    health = Health(replica, listener, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
+    grpc_server.add_insecure_port(socket_name)
+    server = _server(options, replica, dialer, rng, grpc_server)
+    health = Health(replica, grpc_server, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
     handler = metrics.timed(server.handle, methods.METHODS)
-    door = FrontDoor(greeter, handler, on_post, socket, gate, options.descriptors, audit, pipes)
-    metrics.watch_door(door.doorway)
-    about = {"knows_processes": gate.knows_processes, "version": version("shardkv")}
+    listener = Listener(greeter, handler, on_post, socket, authorizer, options.descriptors, audit, pipes)
+    metrics.watch_acceptor(listener.acceptor)
+    about = {"knows_processes": authorizer.knows_processes, "version": version("shardkv")}
 
     def tell() -> dict[str, object]:
-        told = about | {"secrets": secrets.ids, "connections": door.doorway.status()}
+        told = about | {"secrets": secrets.ids, "connections": listener.acceptor.status()}
         return told if certificates is None else told | {"certificates": certificates.status()}
 
     server.about = tell
     if certificates is not None:
         metrics.watch_certificates(certificates)
         certificates.audit = audit
-        certificates.on_revocations = lambda: door.doorway.end_all("the revocation list changed")
+        certificates.on_revocations = lambda: listener.acceptor.end_all("the revocation list changed")
     listeners = Listeners(options, options.descriptors, audit)
     try:
-        await listener.start()
-        await listeners.open_main(door, certificates.server if certificates is not None else None)
+        await grpc_server.start()
+        await listeners.open_main(listener, certificates.server if certificates is not None else None)
         await listeners.open_metrics(metrics)
         await listeners.open_page(
-            replica, gate, dialer, rng, certificates.browsers if certificates is not None else None
+            replica, authorizer, dialer, rng, certificates.browsers if certificates is not None else None
         )
-        background.append(asyncio.create_task(listeners.warn_if_open(replica, gate)))
+        background.append(asyncio.create_task(listeners.warn_if_open(replica, authorizer)))
         await ended
         health.leaving()
         await hand_over(replica, HAND_OVER_SECONDS)
@@ -284,7 +284,7 @@ async def _listen(
         for task in background:
             task.cancel()
         await listeners.close()
-        await listener.stop(0.2)
+        await grpc_server.stop(0.2)
         await server.stop()
         await transport.close()
         await dialer.close()
@@ -292,15 +292,15 @@ async def _listen(
 
 
 def _server(
-    options: ProcessOptions, replica: ReplicatedMachine, dialer: TcpDialer, rng: Random, listener: Any
+    options: ProcessOptions, replica: Replica, dialer: TcpDialer, rng: Random, grpc_server: Any
 ) -> ControllerServer | GroupServer:
     if options.gid == CONTROLLER_GROUP:
         controller = ControllerServer(replica, options.cluster, options.initial_shards)
-        ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), listener)
+        ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), grpc_server)
         return controller
     client = ControllerClient(options.controllers, dialer, rng)
     group = GroupServer(replica, client, dialer, rng, options.limits)
-    kv_grpc.add_KVServicer_to_server(KVService(group), listener)
+    kv_grpc.add_KVServicer_to_server(KVService(group), grpc_server)
     return group
 
 

@@ -1,10 +1,10 @@
-"""The gate of a server: lets through what the caller may do, by the table of calls (`methods.py`).
+"""The authorizer of a server: lets through what the caller may do, by the table of calls (`methods.py`).
 
 What only processes of the cluster may do is asked of everybody as soon as this process can tell who is
 one: it has the cluster's secret, or TLS with certificates. The rest depends on the users' roles, once
 access control is on. Users come from the controller; a group has a copy (`accounts_copy.py`).
 
-The gate looks at keys only for users who have prefixes, and at what a process asks only where it may
+The authorizer looks at keys only for users who have prefixes, and at what a process asks only where it may
 ask for its own group alone; for others it looks at the method alone.
 """
 
@@ -45,7 +45,7 @@ FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
 
 
 class Access:
-    """See `wire.auth.Gate`."""
+    """See `wire.auth.Authorizer`."""
 
     def __init__(
         self,
@@ -325,7 +325,7 @@ def _readdressed_group(payload: bytes) -> int:
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """The same gate for gRPC. A method that the table does not have is refused."""
+    """The same authorizer for gRPC. A method that the table does not have is refused."""
 
     def __init__(self, access: Access, pipes: Pipes) -> None:
         self._access, self._pipes = access, pipes

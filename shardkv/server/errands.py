@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.raft.errors import RaftError
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.space_watch import has_room_for
 from shardkv.shardctrler import shardctrler_pb2 as ctl
 from shardkv.shardctrler.client import (
@@ -56,7 +56,7 @@ class Migrator:
 
     def __init__(
         self,
-        replica: ReplicatedMachine,
+        replica: Replica,
         machine: ShardMachine,
         controller: ControllerClient,
         dialer: Dialer,

@@ -19,7 +19,7 @@ from shardkv.raft.errors import NotLeader, RaftError
 from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.protocol.space import has_room
 from shardkv.raft.protocol.types import NodeId
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.service import change_members, refusal_of
 from shardkv.server import giver
 from shardkv.server.admission import Admission
@@ -49,7 +49,7 @@ class GroupServer:
 
     def __init__(
         self,
-        replica: ReplicatedMachine,
+        replica: Replica,
         controller: ControllerClient,
         dialer: Dialer,
         rng: Random,

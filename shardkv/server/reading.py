@@ -67,7 +67,7 @@ class Reader:
     """Answers the read frames of one replica."""
 
     def __init__(self, machine: ShardMachine, looking: Callable[[], AbstractContextManager[None]]) -> None:
-        """`looking` stands around every look into the engine (`ReplicatedMachine.looking`)."""
+        """`looking` stands around every look into the engine (`Replica.looking`)."""
         self._machine, self._looking = machine, looking
         self._turn = asyncio.Lock()  # of the one long frame that is being answered
 

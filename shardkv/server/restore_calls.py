@@ -6,13 +6,13 @@ import hashlib
 import hmac
 
 from shardkv import shardkv_pb2 as pb
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.state import commands, restoring
 from shardkv.state.machine import ShardMachine
 from shardkv.wire.frames import Limits
 
 
-async def restore_step(replica: ReplicatedMachine, machine: ShardMachine, payload: bytes) -> bytes:
+async def restore_step(replica: Replica, machine: ShardMachine, payload: bytes) -> bytes:
     """A RestoreStep to a RestoreReply. Raises DecodeError, RaftError."""
     step = pb.RestoreStep.FromString(payload)
     if step.kind == pb.RestoreStep.LOOK:
@@ -23,7 +23,7 @@ async def restore_step(replica: ReplicatedMachine, machine: ShardMachine, payloa
     return await replica.propose(commands.restore(payload))
 
 
-async def restore_chunk(replica: ReplicatedMachine, payload: bytes, limits: Limits) -> bytes:
+async def restore_chunk(replica: Replica, payload: bytes, limits: Limits) -> bytes:
     """A RestoreChunk to a RestoreReply. Raises DecodeError, ValueError, RaftError."""
     chunk = pb.RestoreChunk.FromString(payload)
     if len(payload) > limits.frame_bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.raft.errors import Busy
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.server.checking import Checks
 from shardkv.state.machine import ShardMachine
 from shardkv.storage.engine import View, ViewGone
@@ -106,7 +106,7 @@ def _page(view: View, cursor: bytes) -> bytes:
     return frames.pack_page(True, b"", pairs)
 
 
-async def read_log(replica: ReplicatedMachine, request: pb.LogRequest) -> pb.LogReply:
+async def read_log(replica: Replica, request: pb.LogRequest) -> pb.LogReply:
     """What this replica has applied after an index; nothing where that is compacted. Raises RaftError."""
     replica.check_serving()
     now_ms, clock_ms = replica.wall_ms(), replica.now_ms()  # when the call came, before the barrier

@@ -24,7 +24,7 @@ from aiohttp import web
 from shardkv.observe.overview import Overview, problems
 from shardkv.shardctrler.client import ControllerUnavailable
 from shardkv.web.asking import why_foreign
-from shardkv.wire.acceptor import Doorway
+from shardkv.wire.acceptor import Acceptor
 from shardkv.wire.audit import Audit
 from shardkv.wire.auth import Login, Standing
 from shardkv.wire.inbound import Inbound
@@ -201,15 +201,15 @@ async def open_page(
         return _Browser(runner.server(), inbound, page.inbounds)
 
     half = max(1, places // 2)
-    doorway = Doorway("page", factory, strangers=half, known=half, audit=audit, idle_seconds=IDLE_SECONDS)
+    acceptor = Acceptor("page", factory, strangers=half, known=half, audit=audit, idle_seconds=IDLE_SECONDS)
     try:
-        await doorway.open(host, port, context)
+        await acceptor.open(host, port, context)
     except BaseException:
         await runner.cleanup()
         raise
 
     async def stop() -> None:
-        await doorway.close()
+        await acceptor.close()
         await runner.cleanup()
 
     return stop

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from shardkv.raft.protocol.types import Entry, Index, NodeId, Term
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.shardctrler.codec import config_to_pb
 from shardkv.shardctrler.machine import ControllerMachine
 from shardkv.state.machine import ShardMachine
@@ -33,7 +33,7 @@ class Invariants:
         self._commits: dict[Gid, dict[Index, tuple[Term, Term]]] = {}  # the entry's term, its committer's
         self._newest: dict[Gid, Index] = {}  # the newest entry that any replica applied
         self._served: dict[Gid, Served] = {}  # what the group serves as of that entry
-        self._highest: WeakKeyDictionary[ReplicatedMachine, Index] = WeakKeyDictionary()  # of this run of it
+        self._highest: WeakKeyDictionary[Replica, Index] = WeakKeyDictionary()  # of this run of it
         self._config_num: dict[Gid, int] = {}
         self._configs: dict[int, bytes] = {}  # configuration number -> the map, as first seen
 
@@ -72,7 +72,7 @@ class Invariants:
 
         machine.apply = watched  # type: ignore[method-assign]
 
-    def turned(self, gid: Gid, replica: ReplicatedMachine) -> None:
+    def turned(self, gid: Gid, replica: Replica) -> None:
         """Election Safety and Leader Completeness (Figure 3); and what a replica has applied stays applied."""
         core = replica.core
         assert not replica.node.refusals.by_sender, f"group {gid}: the border refused what a sound peer sent"
@@ -131,7 +131,7 @@ class Invariants:
             config.check()
             self._configs[num] = config_to_pb(config).SerializeToString(deterministic=True)
 
-    def check_bounds(self, replica: ReplicatedMachine) -> None:
+    def check_bounds(self, replica: Replica) -> None:
         """Nothing queues without bound."""
         node = replica.node
         assert node._jobs.qsize() <= QUEUED_WRITES, "writes pile up before the disk"

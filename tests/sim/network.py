@@ -151,7 +151,7 @@ class SimNetwork:
                 self._serving[task] = None
                 task.add_done_callback(self._serving.pop)
 
-        self.transmit(source, target, arrive, once=True)  # as the door has it
+        self.transmit(source, target, arrive, once=True)  # as the interface says
         try:
             async with asyncio.timeout(timeout):
                 return await answer
@@ -160,7 +160,7 @@ class SimNetwork:
 
 
 class SimDialer:
-    """The `Dialer` door of one simulated process."""
+    """The `Dialer` of one simulated process."""
 
     def __init__(self, network: SimNetwork, address: str, host: Host | None = None) -> None:
         self._network, self._address, self._host = network, address, host
@@ -174,7 +174,7 @@ class SimDialer:
 
 
 class SimTransport:
-    """The `Transport` door of one simulated replica. Real encoding, simulated wire."""
+    """The `Transport` of one simulated replica. Real encoding, simulated wire."""
 
     def __init__(
         self,

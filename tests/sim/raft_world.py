@@ -20,7 +20,7 @@ from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.ready import Options
 from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
 from shardkv.raft.repair import open_or_repair
-from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine
+from shardkv.raft.replica import Replica, ReplicaOptions
 from shardkv.raft.state_file import InMemoryMachine, StateFile
 from tests.sim.disk import SimDisk
 from tests.sim.loop import Host
@@ -82,7 +82,7 @@ class RaftWorld:
         self.incarnations = {node: self.rng.getrandbits(64) for node in self.ids}
         self.promises = {node: Promises(disk) for node, disk in self.disks.items()}
         self.hosts: dict[int, Host] = {}
-        self.replicas: dict[int, ReplicatedMachine] = {}
+        self.replicas: dict[int, Replica] = {}
         self.restarts: dict[asyncio.Task[None], None] = {}
         self.options = ReplicaOptions(
             node=NodeOptions(core=core or Options()), compact_bytes=compact_bytes, segment_bytes=4096
@@ -153,7 +153,7 @@ class RaftWorld:
         for node in nodes:
             await self._end(node).stop()
 
-    def _end(self, node: int) -> ReplicatedMachine:
+    def _end(self, node: int) -> Replica:
         """It dies, perhaps with the power: it has no effect any more; what is left of it is to be stopped."""
         self.network.hang_up(f"n{node}")
         self.hosts[node].alive = False
@@ -247,7 +247,7 @@ class RaftWorld:
         first = self.committed.setdefault(entry.index, (entry.term, entry.data))
         assert first == (entry.term, entry.data), f"two entries were committed at index {entry.index}"
 
-    def check(self, replica: ReplicatedMachine) -> None:
+    def check(self, replica: Replica) -> None:
         core = replica.core
         core.check()
         assert not replica.node.refusals.by_sender, "the border refused what a sound peer sent"

@@ -1,4 +1,4 @@
-"""A whole cluster in one thread on virtual time: production code but for the doors.
+"""A whole cluster in one thread on virtual time: production code but for the interfaces.
 
 Controllers, groups and clerks are the classes that run in production, wired as
 `shardkv/process/run.py` wires them; disk and network are numbers, and everything is
@@ -27,7 +27,7 @@ from shardkv.raft.protocol.messages import Envelope
 from shardkv.raft.protocol.ready import Options
 from shardkv.raft.protocol.space import Room
 from shardkv.raft.repair import note_damage, open_or_repair
-from shardkv.raft.replica import ReplicaOptions, ReplicatedMachine
+from shardkv.raft.replica import Replica, ReplicaOptions
 from shardkv.raft.sessions import DEFAULT_TTL_MS
 from shardkv.raft.snapshot import StreamOptions
 from shardkv.raft.space_watch import watch
@@ -78,7 +78,7 @@ class Process:
     rate: float = 1.0  # how fast its clocks run
 
     @property
-    def rsm(self) -> ReplicatedMachine:
+    def rsm(self) -> Replica:
         assert self.server is not None
         return self.server.replica
 

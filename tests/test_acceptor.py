@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 import uvloop
 
-from shardkv.wire.acceptor import Doorway
-from shardkv.wire.auth import LOGIN, Caller, Login, Node, OpenGate, Standing, Who
+from shardkv.wire.acceptor import Acceptor
+from shardkv.wire.auth import LOGIN, AllowAll, Caller, Login, Node, Standing, Who
 from shardkv.wire.descriptors import MIN_DESCRIPTORS, OWN, Descriptors, TooFewDescriptors
 from shardkv.wire.framing import ANSWER, ASK, CALL, HELLO, HERE, RECORD, SMALL_PAYLOAD_BYTES, Parser
 from shardkv.wire.handshake import Channel, Dialling, Greeter
 from shardkv.wire.held import HeldBytes
 from shardkv.wire.hello import stranger
 from shardkv.wire.inbound import Inbound, source_of
-from shardkv.wire.listener import FrontDoor
+from shardkv.wire.listener import Listener
 from shardkv.wire.node_name import Member
 from shardkv.wire.proof import Verifier
 from shardkv.wire.secrets import Secrets
@@ -161,7 +161,7 @@ class Notes:
         self.lines.append({"kind": kind, **fields})
 
 
-class LoginGate(OpenGate):
+class LoginAuthorizer(AllowAll):
     """Knows whoever has logged in as "user" or "node"."""
 
     def standing(self, caller: Caller) -> tuple[Standing, str]:
@@ -176,7 +176,7 @@ GREETER = Greeter(Member("c", 1, 1), SECRETS, (), {"user": Verifier.of("token")}
 
 
 class Scene:
-    """A front door of few places, and those who come to it."""
+    """A listener of few places, and those who come to it."""
 
     def __init__(self) -> None:
         self.notes = Notes()
@@ -189,13 +189,15 @@ class Scene:
 
         self.gate = asyncio.Event()
         self.gate.set()
-        self.door = FrontDoor(GREETER, echo, lambda *posted: None, "nobody", LoginGate(), audit=self.notes)
+        self.listener = Listener(
+            GREETER, echo, lambda *posted: None, "nobody", LoginAuthorizer(), audit=self.notes
+        )
         few = {"strangers": 4, "known": 4, "peers": 2, "audit": self.notes} | bounds
-        factory = self.door.doorway._factory
-        self.door.doorway = Doorway("main", factory, **few)
+        factory = self.listener.acceptor._factory
+        self.listener.acceptor = Acceptor("main", factory, **few)
         context = tls.server() if tls is not None else None
-        await self.door.open("127.0.0.1", 0, None if context is None else lambda: context)
-        self.port = self.door.doorway.port
+        await self.listener.open("127.0.0.1", 0, None if context is None else lambda: context)
+        self.port = self.listener.acceptor.port
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
         connection = self._held.enter_context(
@@ -257,7 +259,7 @@ class Scene:
                 await asyncio.sleep(0.005)
 
     async def close(self) -> None:
-        await self.door.close()
+        await self.listener.close()
         self._held.close()
 
 
@@ -278,11 +280,13 @@ def test_silent_connections_of_one_source_lock_out_neither_clients_nor_peers() -
         await scene.open()
         flood = [scene.connect("127.0.0.2") for _ in range(50)]
         peer, user = await scene.login("node"), await scene.login("user")
-        await scene.until(lambda: scene.door.doorway.status()["turned_away"].get("no place is left", 0) >= 46)
+        await scene.until(
+            lambda: scene.listener.acceptor.status()["turned_away"].get("no place is left", 0) >= 46
+        )
         flood += [scene.connect("127.0.0.2") for _ in range(50)]
         assert await scene.call(peer) == await scene.call(user) == b"x"
         assert await scene.is_closed(flood[0])
-        assert scene.door.doorway.status()["strangers"] <= 4
+        assert scene.listener.acceptor.status()["strangers"] <= 4
         lines = [line for line in scene.notes.lines if line["kind"] == "connection"]
         assert lines and all(line["address"].startswith("127.0.0.2:") and not line["allowed"] for line in lines)
 
@@ -295,13 +299,13 @@ def test_a_user_with_too_many_connections_loses_his_own_idlest() -> None:
         peers = [await scene.login("node") for _ in range(2)]
         users = [await scene.login("user") for _ in range(4)]
         assert await scene.call(users[0]) == b"x"
-        scene.door.doorway._look()  # those that were used until now are idle from now on
+        scene.listener.acceptor._look()  # those that were used until now are idle from now on
         assert await scene.call(users[0]) == b"x"
         users.append(await scene.login("user"))
         assert await scene.is_closed(users[1]), "the first was used last, the second is the idlest"
         for connection in (users[0], *users[2:], *peers):
             assert await scene.call(connection) == b"x"
-        assert scene.door.doorway.status()["peers"] == 2
+        assert scene.listener.acceptor.status()["peers"] == 2
 
     story(work)
 
@@ -317,7 +321,7 @@ def test_who_does_not_say_in_time_who_he_is_is_let_go_and_who_is_idle_for_long()
         for connection in (silent, half, hello, user):
             assert await scene.is_closed(connection)
         assert await scene.call(peer) == b"x", "a peer may be idle"
-        whys = scene.door.doorway.status()["turned_away"]
+        whys = scene.listener.acceptor.status()["turned_away"]
         assert whys == {"it did not say in time who it is": 3, "it was idle for long": 1}
 
     story(work)
@@ -326,7 +330,7 @@ def test_who_does_not_say_in_time_who_he_is_is_let_go_and_who_is_idle_for_long()
 def test_a_stranger_gets_no_memory_and_a_user_s_frames_are_counted() -> None:
     async def work(scene: Scene) -> None:
         await scene.open()
-        held = lambda: scene.door.doorway.status()["held_bytes"]  # noqa: E731
+        held = lambda: scene.listener.acceptor.status()["held_bytes"]  # noqa: E731
         nobody = scene.connect()
         await asyncio.get_running_loop().sock_sendall(
             nobody,
@@ -362,21 +366,21 @@ def test_no_descriptor_for_a_connection_is_no_fault_and_the_oldest_stranger_make
         await scene.open(strangers=50)
         strangers = [scene.connect("127.0.0.2") for _ in range(5)]
         user = await scene.login("user")
-        await scene.until(lambda: scene.door.doorway.status()["strangers"] == 5)
+        await scene.until(lambda: scene.listener.acceptor.status()["strangers"] == 5)
         waiting = [scene.connect("127.0.0.3") for _ in range(3)]  # in the backlog until the loop turns
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
         try:
             fill_up(scene._held)
-            await scene.until(lambda: scene.door.doorway.accept_failures > 0)
-            assert scene.door.doorway.status()["accepting_pauses"]
+            await scene.until(lambda: scene.listener.acceptor.accept_failures > 0)
+            assert scene.listener.acceptor.status()["accepting_pauses"]
             assert await scene.call(user) == b"x"
-            await scene.until(lambda: scene.door.doorway.accepted == 9)
+            await scene.until(lambda: scene.listener.acceptor.accepted == 9)
             assert await scene.is_closed(strangers[0])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert await scene.call(user) == b"x"
-        await scene.until(lambda: not scene.door.doorway.paused)
+        await scene.until(lambda: not scene.listener.acceptor.paused)
         assert all(connection.fileno() >= 0 for connection in waiting)
 
     story(work)
@@ -421,9 +425,9 @@ def test_half_open_handshakes_hold_up_no_other_and_each_refusal_leaves_one_line(
         for connection in (scene.connect("127.0.0.2") for _ in range(200)):
             connection.send(hello)
         assert await asyncio.to_thread(shake_hands, scene, node.client(), "127.0.0.1") < 1.0
-        status = scene.door.doorway.status()
+        status = scene.listener.acceptor.status()
         assert status["handshakes_under_way"] <= 128 and status["strangers"] <= 400
-        assert scene.door.doorway.status()["turned_away"].get("TLS", 0) == 0
+        assert scene.listener.acceptor.status()["turned_away"].get("TLS", 0) == 0
         stranger = certify(tmp_path, "stranger")
         client = Tls(stranger.cert, stranger.key, node.ca).client()
         with pytest.raises(OSError):
@@ -435,10 +439,10 @@ def test_half_open_handshakes_hold_up_no_other_and_each_refusal_leaves_one_line(
         by_source = {line["address"].partition(":")[0]: line["why"] for line in lines}
         assert "certificate" in by_source["127.0.0.4"] and by_source["127.0.0.5"] == "it does not speak TLS"
         assert len(lines) == 2 and silent
-        before, there = len(os.listdir("/proc/self/fd")), scene.door.doorway.status()["strangers"]
+        before, there = len(os.listdir("/proc/self/fd")), scene.listener.acceptor.status()["strangers"]
         assert there >= 200
-        scene.door.doorway._hello_seconds = 0.0
-        await scene.until(lambda: scene.door.doorway.status()["strangers"] == 0)
+        scene.listener.acceptor._hello_seconds = 0.0
+        await scene.until(lambda: scene.listener.acceptor.status()["strangers"] == 0)
         await scene.until(lambda: len(os.listdir("/proc/self/fd")) <= before - there)
 
     story(work)

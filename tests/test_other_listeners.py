@@ -1,4 +1,4 @@
-"""The smaller doors: the page, gRPC, the switch of access control, and the numbers by which writes are known."""
+"""The smaller listeners and what stands beside them: the page, gRPC, the switch of access control, and the numbers by which writes are known."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def put(live: LiveCluster, who: Tls, key: bytes, value: bytes, identity: pb.Iden
         kv_grpc.KVStub(channel).Put(pb.PutRequest(key=key, value=value, identity=identity), timeout=10)
 
 
-def test_the_smaller_doors_of_a_cluster_with_tls(
+def test_the_smaller_listeners_of_a_cluster_with_tls(
     live: LiveCluster, ca: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, ann, guest = (certify(ca, name, "--client") for name in ("root", "ann", "guest"))

@@ -1,4 +1,4 @@
-"""What one process needs to know who is at its door: its certificate checked, its gate, and what keeps that informed."""
+"""How one process knows its callers: its certificate checked, its authorizer, and what keeps the authorizer informed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 
 from shardkv.process.options import ProcessOptions
 from shardkv.raft.disk import RealDirectory
-from shardkv.raft.replica import ReplicatedMachine
+from shardkv.raft.replica import Replica
 from shardkv.raft.unreadable import Unreadable
 from shardkv.server.access import Access
 from shardkv.server.accounts_copy import AccountsFollower
@@ -48,27 +48,27 @@ def check_certificate(options: ProcessOptions) -> None:
 
 
 def greeter_of(
-    options: ProcessOptions, secrets: Secrets, gate: Access, certificates: TlsFiles | None
+    options: ProcessOptions, secrets: Secrets, authorizer: Access, certificates: TlsFiles | None
 ) -> Greeter:
     addresses = {options.address, options.listen} - {""}
 
     def hashes() -> tuple[bytes, ...]:
         return certificates.certificate_hashes if certificates is not None else ()
 
-    return Greeter(options.member, secrets, addresses, gate.user_verifier, hashes)
+    return Greeter(options.member, secrets, addresses, authorizer.user_verifier, hashes)
 
 
-def gate_of(
+def authorizer_of(
     options: ProcessOptions,
     directory: RealDirectory,
-    replica: ReplicatedMachine,
+    replica: Replica,
     dialer: TcpDialer,
     secrets: Secrets,
     rng: Random,
     audit: Audit,
     on_change: Callable[[], None],
 ) -> tuple[Access, list[asyncio.Task[None]]]:
-    """The gate, and the tasks that keep it informed. `on_change`: the users have changed."""
+    """The authorizer, and the tasks that keep it informed. `on_change`: the users have changed."""
     machine = replica.machine
     with_tls = options.tls is not None
     secured = with_tls or bool(secrets)
@@ -98,10 +98,10 @@ def gate_of(
     client = ControllerClient(options.controllers, dialer, rng)
     following = asyncio.get_running_loop().create_task(follower.follow(client))
     following.add_done_callback(partial(_followed, replica))
-    gate = Access(lambda: follower.accounts, options.member, secrets, with_tls, options.limits, audit)
-    return gate, [following]
+    authorizer = Access(lambda: follower.accounts, options.member, secrets, with_tls, options.limits, audit)
+    return authorizer, [following]
 
 
-def _followed(replica: ReplicatedMachine, task: asyncio.Task[None]) -> None:
+def _followed(replica: Replica, task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         replica.node.fail(task.exception())  # the disk did not take the table
