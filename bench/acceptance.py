@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -257,7 +258,7 @@ def _gap(live: LiveCluster, clerk: ShardClerk, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    stories = {"load": load, "kill": kill, "failover": failover, "gap": gap}
+    stories: dict[str, Callable[[], None]] = {"load": load, "kill": kill, "failover": failover, "gap": gap}
     for name in sys.argv[1:] or list(stories):
         say(f"== {name}")
         stories[name]()

@@ -124,7 +124,7 @@ class Appenders:
                 )
 
 
-def in_background(work: Callable[[], None]) -> Callable[[], None]:
+def in_background(work: Callable[[], object]) -> Callable[[], None]:
     """Run `work` on a thread; calling the result waits for it and raises what it raised."""
     failures: list[BaseException] = []
 

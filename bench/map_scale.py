@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from shardkv.raft.disk import RealDirectory
 from shardkv.raft.machine import STAMP
@@ -31,7 +32,7 @@ class Admin:
         self.machine = machine
         self._index, self._seq = machine.applied.index, 0
 
-    def ask(self, **operation: object) -> float:
+    def ask(self, **operation: Any) -> float:
         """Seconds that the request took to plan, carry out and encode. Refusals are errors here."""
         self._index += 1
         self._seq += 1

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def _limited(pid: int, share: float) -> Iterator[None]:
 
 
 def main() -> None:
-    stories = {
+    stories: dict[str, Callable[[], None]] = {
         "millions": millions,
         "restart": restart,
         "ycsb": ycsb,

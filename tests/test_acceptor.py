@@ -192,7 +192,7 @@ class Scene:
         self.listener = Listener(
             GREETER, echo, lambda *posted: None, "nobody", LoginAuthorizer(), audit=self.notes
         )
-        few = {"strangers": 4, "known": 4, "peers": 2, "audit": self.notes} | bounds
+        few: dict[str, Any] = {"strangers": 4, "known": 4, "peers": 2, "audit": self.notes} | bounds
         factory = self.listener.acceptor._factory
         self.listener.acceptor = Acceptor("main", factory, **few)
         context = tls.server() if tls is not None else None

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -43,11 +44,12 @@ def test_users_are_made_changed_and_removed_by_rules() -> None:
     assert accounts.users["app"] == User("app", Role.READ_ONLY, (b"app/",))
     assert accounts.version == 3
     assert Accounts.decode(accounts.encode()) == accounts
-    for kind, fields in {
+    wrong: dict[str, dict[str, Any]] = {
         "UserExists": {"name": "app", "create": True, "role": "admin"},
         "UnknownUser": {"name": "nobody", "role": "admin"},
         "BadUser": {"name": "a:b", "create": True, "role": "admin"},
-    }.items():
+    }
+    for kind, fields in wrong.items():
         with pytest.raises(Refused) as refused:
             change(accounts, **fields)
         assert refused.value.kind == kind

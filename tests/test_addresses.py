@@ -14,8 +14,7 @@ from shardkv.shardctrler.shard_map import Change, Config, Group, Move
 from shardkv.state.ownership import Ownership
 from shardkv.wire.calls import Code
 from tests.sim.network import SimDialer
-from tests.sim.world import CONTROLLER, World
-from tests.test_sharded_kv import in_world
+from tests.sim.world import CONTROLLER, World, in_world
 
 
 async def replace_everybody(world: World, gid: int, names: str, keep: int = 0) -> list[str]:
@@ -76,7 +75,7 @@ async def test_controllers_that_moved_are_found_by_all_who_asked_while_one_was_l
     assert sorted(world.controller._addresses) == addresses
     group = await world.leader(1)
     async with asyncio.timeout(30):
-        while sorted(group.server.migrator._controller._addresses) != addresses:
+        while sorted(group.group.migrator._controller._addresses) != addresses:
             await asyncio.sleep(0.05)
     for _ in range(2):
         await asyncio.sleep(STALE_SECONDS)

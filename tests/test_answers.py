@@ -83,7 +83,7 @@ def test_no_look_up_takes_much_more_than_the_answer_may_have() -> None:
     async def main() -> None:
         group = OneGroup()
         keys = fill(group, 400, 10)
-        large = {b"d" + key: bytes(MEGABYTE) for key in keys[200:]}
+        large: dict[bytes, bytes | None] = {b"d" + key: bytes(MEGABYTE) for key in keys[200:]}
         engine = group.machine.engine
         engine.write([], large, group.machine.applied)
         asked: list[int] = []

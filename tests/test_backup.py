@@ -46,7 +46,7 @@ Pairs = list[tuple[bytes, bytes]]
 
 def chunks_of(pairs: Pairs, page: int = 100) -> list[bytes]:
     chunker = Chunker(target_bytes=2000, max_bytes=8000)
-    chunks = []
+    chunks: list[bytes] = []
     for start in range(0, len(pairs), page):
         chunks += chunker.add(pairs[start : start + page])
     return [*chunks, *chunker.rest()]

@@ -26,7 +26,7 @@ from shardkv.backup.store import Found, Store, chunk_name
 from shardkv.backup.whole import Wholeness
 from shardkv.observe.compare import Begun, GroupCheck, Said
 from shardkv.state.digests import Digest, Digester, Part
-from shardkv.storage.memory import MemoryView
+from shardkv.storage.memory import MemoryEngine, MemoryView
 from tests.sim.world import Process, World, in_world
 
 # ---- pure: who confirms it
@@ -198,9 +198,10 @@ class EndsEarly(MemoryView):
 
 
 def end_scans_early(process: Process) -> None:
-    engine = process.server.machine.engine  # type: ignore[union-attr]
+    engine = process.group.machine.engine
+    assert isinstance(engine, MemoryEngine)
     sound = engine.view
-    engine.view = lambda: EndsEarly(engine.applied, sound()._pairs)
+    engine.view = lambda: EndsEarly(engine.applied, sound()._pairs)  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +241,7 @@ def test_a_replica_whose_scans_end_early_is_left_for_a_sound_one(seed: int) -> N
             tried.append(view.address)
             await copy(view, *more)
 
-        work._copy = noted  # type: ignore[method-assign]
+        work._copy = noted  # type: ignore[method-assign, assignment]
         work._on_note = lambda line: begun_anew.extend([line] if "begun anew" in line else [])
         manifest = await work.create()
         # An operator hears why it takes twice as long.

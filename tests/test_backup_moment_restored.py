@@ -12,7 +12,6 @@ from random import Random
 import pytest
 
 from shardkv import shardkv_pb2 as pb
-from shardkv.backup import restore as restore_module
 from shardkv.backup.archive import ArchivedGroup, Archiver, Segment, Watermark, watermark, watermark_name
 from shardkv.backup.chunks import Chunker
 from shardkv.backup.create import Backup
@@ -374,7 +373,7 @@ def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     async def inline(work, *arguments):  # type: ignore[no-untyped-def]
         return work(*arguments)
 
-    monkeypatch.setattr(restore_module.asyncio, "to_thread", inline)
+    monkeypatch.setattr(asyncio, "to_thread", inline)
 
 
 def archiver(world: World, store: InMemory, wrong_ms: int = 0) -> Archiver:

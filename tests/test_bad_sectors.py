@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -87,7 +88,7 @@ def test_whatever_else_reads_a_table_tells_of_the_bad_sector(tmp_path: Path, bad
             work(engine)
         except DamagedState:
             pass
-        wait_until(lambda heard=heard: heard)
+        wait_until(partial(bool, heard))
         assert isinstance(heard[0], DamagedState) and heard[0].file == str(directory / "db-1" / "000008.sst"), (
             heard
         )

@@ -76,7 +76,7 @@ async def test_c_1_many_admins_join_and_leave_at_once(world: World) -> None:
     assert config_to_pb(await world.config()).SerializeToString() == told, "the same after a restart"
     await asyncio.sleep(1.0)
     for process in world.of(0):
-        assert config_to_pb(process.server.machine.config).SerializeToString() == told, "on every replica"
+        assert config_to_pb(process.controller.machine.config).SerializeToString() == told, "on every replica"
 
 
 @in_world(groups=(), shards=5)
@@ -314,6 +314,6 @@ async def test_groups_learn_large_changes_page_by_page(world: World) -> None:
         patch.setattr(ShardMachine, "_learn", learn)
         await world.start(process)
         async with asyncio.timeout(60):
-            while process.server is None or process.server.machine.ownership.config_num < latest:
+            while process.server is None or process.group.machine.ownership.config_num < latest:
                 await asyncio.sleep(0.05)
     assert len(learns) > 1 and max(learns) < 2 * PAGE_BYTES

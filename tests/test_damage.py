@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,7 @@ def stop(live: LiveCluster, *processes: Process) -> None:
     cluster.stop([p for p in cluster.processes if p.address in {stopped.address for stopped in processes}])
 
 
-def damage_of(live: LiveCluster, process: Process) -> dict:
+def damage_of(live: LiveCluster, process: Process) -> dict[str, Any]:
     status = live.json("admin", "status")
     replicas = status["groups"].get(str(process.gid), {}) if process.gid else status["controllers"]
     said = replicas.get(process.address)

@@ -87,7 +87,8 @@ def test_every_command_in_the_documents_is_one() -> None:
     """`shardkv a b …` at the start of a line: the words that name commands do."""
     for doc in DOCS:
         for line in re.findall(r"^\$? ?shardkv ([a-z][\w -]*)", doc.read_text(), re.MULTILINE):
-            words, command = line.split(), main
+            words = line.split()
+            command: click.Command = main
             for word in words:
                 if word not in children(command):
                     break
@@ -97,7 +98,7 @@ def test_every_command_in_the_documents_is_one() -> None:
 
 
 def test_help_works_for_every_command() -> None:
-    def walk(command, path: list[str]) -> None:
+    def walk(command: click.Command, path: list[str]) -> None:
         result = CliRunner().invoke(main, [*path, "--help"])
         assert result.exit_code == 0, path
         for name, child in children(command).items():

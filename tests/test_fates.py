@@ -142,7 +142,17 @@ def test_writes_of_one_clerk_to_a_key_end_in_order(seed: int) -> None:
     async def main() -> None:
         rng = Random(seed)
         group = OneGroup(shards=rng.choice([1, 3]))
-        kinds = [DONE, DONE, LOST, MUTE, LATE, Code.BUSY, Code.RETRY, Code.NOT_LEADER, Code.STOPPED]
+        kinds: list[str | Code] = [
+            DONE,
+            DONE,
+            LOST,
+            MUTE,
+            LATE,
+            Code.BUSY,
+            Code.RETRY,
+            Code.NOT_LEADER,
+            Code.STOPPED,
+        ]
         async with AsyncShardClerk(["c:1"], dialer=group, rng=rng, timeout=60) as clerk:
             await clerk.put("first", "of all")
             group.fate = lambda frame: rng.choice(kinds)
@@ -184,7 +194,8 @@ async def test_writes_of_one_key_share_frames(group: OneGroup, clerk: AsyncShard
 
 @against_one_group
 async def test_a_retry_keeps_its_number_whatever_went_wrong(group: OneGroup, clerk: AsyncShardClerk) -> None:
-    for n, fate in enumerate([LOST, MUTE, LATE, *(code for code in Code if RETRIED[code])]):
+    retried: list[str | Code] = [LOST, MUTE, LATE, *(code for code in Code if RETRIED[code])]
+    for n, fate in enumerate(retried):
         group.frames.clear()
         group.fate = fates(fate)
         await clerk.append(f"key-{n}", "once")

@@ -129,8 +129,7 @@ def test_a_number_that_is_used_again_leaves_nothing_stuck(seed: int) -> None:
             assert (await world.config()).claims[1] != old
             assert await shards_of(world, 1), "it has its share again"
             leader = await world.leader(1)
-            assert leader.server is not None
-            machine = leader.server.machine
+            machine = leader.group.machine
             assert machine.ownership.joins[0] == (await world.config()).groups[1].joined
         await work.stop()
         await work.read_all(world.clerk())

@@ -97,7 +97,7 @@ def test_an_open_loop_charges_a_stall_to_all_who_were_due() -> None:
     """One caller at 10 operations a second, and the first takes a second: the next nine are late, and it shows."""
     now = [0.0]
     schedule = Schedule(Plan(1, 10, None, 10.0, 0, "leader"), 0.0, lambda: now[0])
-    latencies = []
+    latencies: list[float] = []
     while (due := schedule.next()) is not None:
         now[0] = max(now[0], due)
         now[0] += 1.0 if not latencies else 0.001

@@ -33,6 +33,7 @@ from shardkv.raft.protocol.membership import Memberships
 from shardkv.raft.protocol.messages import AppendEntries, Envelope, RequestVote
 from shardkv.raft.protocol.outbox import Outbox, Promise
 from shardkv.raft.protocol.quorum import Membership
+from shardkv.raft.protocol.reads import lease_start
 from shardkv.raft.protocol.ready import Write
 from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.replica import Replica
@@ -42,7 +43,7 @@ from shardkv.server import giver as lending
 from shardkv.server.errands import Migrator
 from shardkv.shardctrler.claims import Claims
 from shardkv.state import commands, journal, layout
-from shardkv.state.cursor import Cursor
+from shardkv.state.cursor import JOURNAL, Cursor
 from shardkv.state.machine import ShardMachine
 from shardkv.state.ownership import Ownership
 from shardkv.state.records import Records
@@ -192,6 +193,7 @@ def counts_itself_before_its_disk(patch: pytest.MonkeyPatch) -> None:
     def counting(membership, match):  # type: ignore[no-untyped-def]
         leader = sys._getframe(1).f_locals.get("self")
         if sys._getframe(1).f_code.co_name == "_advance_commit":
+            assert leader is not None
             match = match | {leader.id: leader.log.last_index}
         return original(membership, match)
 
@@ -275,6 +277,7 @@ def a_new_leader_answers_reads_at_once(patch: pytest.MonkeyPatch) -> None:
 
     def become(self: Raft) -> None:
         original(self)
+        assert isinstance(self.role, Leader)
         self.role.term_start = 0
 
     patch.setattr(Raft, "_become_leader", become)
@@ -400,7 +403,7 @@ def records_are_not_in_the_snapshot(patch: pytest.MonkeyPatch) -> None:
 
 def the_journal_is_not_replayed(patch: pytest.MonkeyPatch) -> None:
     def replay(engine, row, cursor, reply, size, limit):  # type: ignore[no-untyped-def]
-        return Cursor(lending.JOURNAL, b"", row.journal), size
+        return Cursor(JOURNAL, b"", row.journal), size
 
     patch.setattr(lending, "_replay", replay)
 
@@ -410,7 +413,7 @@ def the_last_chunk_does_not_wait_for_the_freeze(patch: pytest.MonkeyPatch) -> No
 
     def pull(machine, request, *rest):  # type: ignore[no-untyped-def]
         reply = original(machine, request, *rest)
-        reply.final = reply.ready and reply.next.phase == lending.JOURNAL
+        reply.final = reply.ready and reply.next.phase == JOURNAL
         return reply
 
     patch.setattr(lending, "pull", pull)
@@ -583,7 +586,7 @@ def a_pull_is_answered_by_another_incarnation(patch: pytest.MonkeyPatch) -> None
         reply = original(machine, request, pace)
         if reply.other_group:  # "I have nothing of it": as if the shard were empty
             reply = pb.PullReply(ready=True, final=True, clock_ms=machine.clock_ms)
-            reply.next.phase = lending.JOURNAL
+            reply.next.phase = JOURNAL
         return reply
 
     patch.setattr(lending, "pull", pull)
@@ -624,7 +627,7 @@ def learners_count_in_the_read_quorum(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_joint_lease_asks_one_half(patch: pytest.MonkeyPatch) -> None:
-    original = roles.lease_start
+    original = lease_start
     patch.setattr(roles, "lease_start", lambda membership, at: original(membership.left(), at))
 
 

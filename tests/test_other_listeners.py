@@ -9,6 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -158,9 +159,12 @@ def test_the_smaller_listeners_of_a_cluster_with_tls(
         }
         return attempt(live, *arguments, **files, SHARDKV_SECRET_FILE="")
 
+    def has_once(log: Path, line: str) -> bool:
+        return log.read_text().count(line) == 1
+
     for process in live.cluster().processes:
         log, line = Path(process.data) / "log", "access control is off: whoever has a certificate of the CA may"
-        eventually(lambda log=log, line=line: log.read_text().count(line) == 1)
+        eventually(partial(has_once, log, line))
 
     # The page answers browsers on this machine, and no other site's page in them.
     assert asked(live, ca) == 200

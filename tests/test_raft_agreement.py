@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from random import Random
 
 import pytest
@@ -15,6 +16,7 @@ from shardkv.raft.protocol.messages import AppendEntries, AppendReply, Envelope
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.ready import Options
 from shardkv.raft.protocol.types import Entry, HardState, Kind
+from shardkv.raft.replica import Replica
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
 
@@ -201,7 +203,7 @@ def test_r_a10_stale_terms_change_nothing_and_are_told_so() -> None:
 async def test_r_a10_match_index_never_goes_back(world: RaftWorld) -> None:
     highest: dict[tuple[int, int, int], int] = {}
 
-    def watch(replica) -> None:
+    def watch(replica: Replica) -> None:
         role = replica.core.role
         for peer, progress in getattr(role, "progress", {}).items():
             key = (replica.core.id, replica.core.term, peer)
@@ -209,7 +211,7 @@ async def test_r_a10_match_index_never_goes_back(world: RaftWorld) -> None:
             highest[key] = progress.match_index
 
     for replica in world.replicas.values():
-        replica.on_turn.append(lambda replica=replica: watch(replica))
+        replica.on_turn.append(partial(watch, replica))
     for n in range(100):
         await world.propose(f"{n}")
     await world.converge()

@@ -104,7 +104,8 @@ async def test_a_newcomer_catches_up_by_snapshot_which_tells_the_membership(worl
 async def test_all_voters_change_at_once_under_load(world: RaftWorld) -> None:
     for node in (4, 5, 6):
         await world.add(node)
-    acknowledged, stop = [], False
+    acknowledged: list[str] = []
+    stop = False
 
     async def client() -> None:
         while not stop:
@@ -311,6 +312,7 @@ class OneState(InMemoryMachine):
     def __init__(self, directory: SimDirectory, applied: SnapshotMeta, membership: bytes) -> None:
         super().__init__(directory)
         self._applied, self.membership = applied, membership
+        self.clock_ms = 0
 
     def apply(self, entries: Sequence[Entry]) -> list[bytes]:
         self._applied = SnapshotMeta(entries[-1].index, entries[-1].term)

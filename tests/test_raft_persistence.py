@@ -175,7 +175,8 @@ async def test_r_s4_a_stale_or_repeated_snapshot_never_rolls_back(world: RaftWor
         world.network.heal()
         await world.converge()
         chunks += [e for e in world.mail if isinstance(e.message, InstallSnapshot) and e.to == away]
-    assert len({chunk.message.last_index for chunk in chunks}) >= 2
+    ends = {chunk.message.last_index for chunk in chunks if isinstance(chunk.message, InstallSnapshot)}
+    assert len(ends) >= 2
     before = world.values(away)[:]
     for chunk in reversed(chunks):
         world.replicas[away].node.receive([chunk])
@@ -195,6 +196,7 @@ async def test_r_s4_a_snapshot_inside_the_log_keeps_the_suffix(world: RaftWorld)
     last = core.log.last_index
     core.commit_index = core.handed_index = last - 3  # as if the last commits were not yet heard of
     term = core.log.term_at(last - 1)
+    assert term is not None
     assert core.restore(last - 1, term, core.membership) is False
     assert core.log.last_index == last, "the entry after the snapshot stays"
     core.handed_index = core.commit_index = last

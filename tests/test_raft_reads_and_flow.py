@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -26,7 +27,7 @@ from shardkv.raft.protocol.messages import (
 from shardkv.raft.protocol.progress import Mode
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.ready import Options
-from shardkv.raft.protocol.types import HardState
+from shardkv.raft.protocol.types import HardState, NodeId
 from tests.sim.disk import DiskFaults
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
@@ -41,7 +42,7 @@ def core(id: int = 1, voters: int = 3, **options: object) -> Raft:
 
 def settle(raft: Raft, now: float = 0.0) -> list[Envelope]:
     """Carry out its work with an instant disk; returns all messages."""
-    sent = []
+    sent: list[Envelope] = []
     while True:
         ready = raft.ready(now)
         sent += ready.messages
@@ -211,10 +212,10 @@ async def test_repeated_answers_do_not_multiply_a_snapshot_s_chunks(world: RaftW
     await world.crash([3])
     for n in range(200):
         await world.propose(f"{n:020}", among=[1, 2])
-    size = max(len(replica.machine.dump()) for replica in world.replicas.values())
+    size = max(len(world.machine(node).dump()) for node in world.replicas)
     chunks = 0
 
-    def count(source: str, target: str, mail: list[Envelope]) -> None:
+    def count(source: str, target: str, mail: Sequence[Envelope]) -> None:
         nonlocal chunks
         chunks += sum(isinstance(envelope.message, InstallSnapshot) for envelope in mail)
 
@@ -239,16 +240,20 @@ def test_the_window_bounds_what_is_in_flight_and_losing_it_all_is_noticed() -> N
     peer = raft.role.progress[3]  # type: ignore[union-attr]
     assert len(peer.in_flight) == 4
     raft.compact(raft.handed_index)
-    wanted = []
+    wanted: list[NodeId] = []
     for _ in range(3):
         raft.tick(0.0)
         ready = raft.ready(0.0)
         wanted += ready.snapshots_wanted
     assert wanted == [3] and peer.mode is Mode.SNAPSHOT
     raft.propose(b"y")
-    assert not [e for e in settle(raft) if e.to == 3 and getattr(e.message, "entries", ())], "appends pause"
+    assert not [
+        e for e in settle(raft) if e.to == 3 and isinstance(e.message, AppendEntries) and e.message.entries
+    ], "appends pause"
     raft.snapshot_reported(3, raft.log.base_index)
-    assert [e for e in settle(raft) if e.to == 3 and getattr(e.message, "entries", ())], "and go on after it"
+    assert [
+        e for e in settle(raft) if e.to == 3 and isinstance(e.message, AppendEntries) and e.message.entries
+    ], "and go on after it"
 
 
 def test_uncommitted_bytes_are_bounded_but_never_refuse_the_first() -> None:

@@ -548,11 +548,11 @@ def test_an_empty_state_that_is_damaged_too_is_refused_by_name() -> None:
                 1,
                 THREE,
                 directory,
-                None,
+                None,  # type: ignore[arg-type]  # it is not sent through
                 store,
                 Random(1),
                 lambda: 5,
-                ReplicaOptions(),  # type: ignore[arg-type]
+                ReplicaOptions(),
             )
         assert not isinstance(refused.value, DamagedState), "no restart would help"
         assert store.aside == 1 and Book.load(directory).present is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.sim.workload import Workload
 from tests.sim.world import World, in_world
 
 
-def _story_of_clients(clients: int, replicas: int, seed: int):
+def _story_of_clients(clients: int, replicas: int, seed: int) -> Callable[[], None]:
     """Everything on together: loss, partitions that change, crashes, snapshots."""
 
     @in_world(
@@ -113,7 +114,7 @@ async def test_k_5_a_retry_returns_the_first_result_whatever_happened_between(wo
     async def send(kind: int, seq: int, key: bytes, value: bytes) -> int:
         """One write frame under our own session and number, to whoever leads; its status."""
         section = frames.pack_section(shard, session, 0, bytes([kind]), [seq], [key], [value])
-        now = (await world.leader(1)).server.now_ms()
+        now = (await world.leader(1)).group.now_ms()
         frame = frames.pack_frame(frames.WRITE, 0, now, [section])
         for _ in range(200):
             leader = await world.leader(1)
@@ -151,17 +152,17 @@ async def test_a_write_too_old_to_be_retried_is_refused_not_repeated(world: Worl
     leader = await world.leader(1)
     shard = (await world.config()).lookup(b"k").id
     section = frames.pack_section(shard, b"s" * 16, 0, bytes([frames.APPEND]), [1], [b"k"], [b"x"])
-    frame = frames.pack_frame(frames.WRITE, 0, leader.server.now_ms(), [section])
+    frame = frames.pack_frame(frames.WRITE, 0, leader.group.now_ms(), [section])
 
     async def status() -> int:
-        return frames.unpack_reply((await leader.server.handle("kv.write", frame))[1:])[1][0].statuses[0]
+        return frames.unpack_reply((await leader.group.handle("kv.write", frame))[1:])[1][0].statuses[0]
 
     assert [await status(), await status()] == [frames.Status.OK, frames.Status.OK]
     clerk = world.clerk()
     for _ in range(16):
         await asyncio.sleep(0.5)
         await clerk.put("other", "y")
-    assert leader.server.machine.engine.get(layout.record_key(shard, b"s" * 16)) is None
+    assert leader.group.machine.engine.get(layout.record_key(shard, b"s" * 16)) is None
     assert await status() == frames.Status.SESSION_EXPIRED
     assert await clerk.get("k") == b"x"
 
@@ -240,18 +241,18 @@ async def test_malformed_frames_are_refused_and_harm_nobody(world: World) -> Non
     leader = await world.leader(1)
     shard = (await world.config()).lookup(b"k").id
     good_section = frames.pack_section(shard, b"s" * 16, 0, bytes([frames.PUT]), [1], [b"k"], [b"v"])
-    good = frames.pack_frame(frames.WRITE, 0, leader.server.now_ms(), [good_section])
+    good = frames.pack_frame(frames.WRITE, 0, leader.group.now_ms(), [good_section])
     bad = [b"", b"SKF", b"x" * 100, good + b"!", b"SKF\x09" + good[4:], b"SKF\x01\x07" + good[5:]]
     bad += [good[:end] for end in range(len(good))]
     for frame in bad:
-        answer = await leader.server.handle("kv.write", frame)
+        answer = await leader.group.handle("kv.write", frame)
         assert answer[0] == 4, frame
-    assert (await leader.server.handle("kv.write", good))[0] == 0
+    assert (await leader.group.handle("kv.write", good))[0] == 0
     section = frames.pack_section(
         shard, b"s" * 16, 0, bytes([frames.CAS_OP, 99]), [2, 3], [b"k", b"k"], [b"", b""]
     )
-    answer = await leader.server.handle(
-        "kv.write", frames.pack_frame(frames.WRITE, 0, leader.server.now_ms(), [section])
+    answer = await leader.group.handle(
+        "kv.write", frames.pack_frame(frames.WRITE, 0, leader.group.now_ms(), [section])
     )
     reply = frames.unpack_reply(answer[1:])[1][0]
     assert list(reply.statuses) == [frames.Status.BAD_OPERATION] * 2

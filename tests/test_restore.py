@@ -246,7 +246,7 @@ async def test_clients_are_refused_until_the_restore_has_ended(world: World) -> 
             lambda: everything(world),
         ):
             with pytest.raises(BeingRestored):
-                await call()  # type: ignore[no-untyped-call]
+                await call()
     assert await clerk.get(b"k") is None
     assert await clerk.cas(b"k", None, b"v"), "none of the refused writes is done later"
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from random import Random
 
 import pytest
 
 from shardkv.client.errors import DeadlineExceeded
 from shardkv.shardctrler.client import AdminRefused
+from shardkv.shardctrler.shard_map import ShardId
 from shardkv.state import layout
-from shardkv.state.row import State
+from shardkv.state.row import Row, State
 from tests.sim.network import Weather
 from tests.sim.workload import Workload
 from tests.sim.world import Process, World, in_world
@@ -99,7 +100,7 @@ async def test_s_4_replicas_that_missed_changes_catch_up_step_by_step(world: Wor
         await world.start(process)
     latest = (await world.config()).num
     async with asyncio.timeout(30):
-        while any(process.server.machine.ownership.config_num < latest for process in away):
+        while any(process.group.machine.ownership.config_num < latest for process in away):
             await asyncio.sleep(0.05)
     for process in away:  # each becomes part of the only quorum left
         other = next(p for p in world.of(process.gid) if p not in away)
@@ -216,7 +217,7 @@ async def test_s_8_a_shard_that_arrived_is_served_while_another_s_source_is_dead
             await clerk.put(key, values[key])
             assert await clerk.get(key) == values[key]
     leader = await world.leader(1)
-    rows = leader.server.machine.ownership.rows
+    rows = leader.group.machine.ownership.rows
     assert rows[from_two].state is State.SERVING and rows[from_three].state is State.PULLING
     await world.start_all()
     await world.settle()
@@ -315,8 +316,8 @@ def _someone_is(world: World, shard: int, state: str) -> bool:
     )
 
 
-def rows(process: Process):
-    return process.server.machine.ownership.rows
+def rows(process: Process) -> Mapping[ShardId, Row]:
+    return process.group.machine.ownership.rows
 
 
 @in_world(groups=(1,), shards=2)
@@ -325,7 +326,7 @@ async def test_a_split_keeps_the_records_on_both_halves_and_a_merge_joins_them(w
     await clerk.append("a", "1")
     await clerk.append("z", "1")
     leader = await world.leader(1)
-    machine = leader.server.machine
+    machine = leader.group.machine
     shard = (await world.config()).lookup(b"z")
     before = len(list(machine.engine.scan(*layout.record_range(shard.id))))
     await world.split(shard.id, b"m" if shard.contains(b"m") else b"x")

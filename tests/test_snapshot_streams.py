@@ -11,6 +11,7 @@ import pytest
 from shardkv.raft.interfaces import Directory
 from shardkv.raft.protocol.messages import Envelope, InstallSnapshot, InstallSnapshotReply
 from shardkv.raft.protocol.progress import MOST_PAUSE, Mode, Progress
+from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.protocol.types import SnapshotMeta
 from shardkv.raft.sealed import seal
 from shardkv.raft.snapshot import SnapshotReceiver
@@ -108,7 +109,8 @@ async def test_done_is_said_once_the_new_base_of_the_log_is_durable(world: RaftW
     let_go.set()
     await world.until(lambda: done)
     await world.converge()
-    assert world.core(leader).role.progress[late].mode is Mode.REPLICATE
+    role = world.core(leader).role
+    assert isinstance(role, Leader) and role.progress[late].mode is Mode.REPLICATE
 
 
 @in_world(3)
@@ -202,7 +204,8 @@ async def test_a_snapshot_that_the_log_overtook_is_done_once_that_log_is_durable
     await world.until(lambda: core.commit_index <= core.log.durable_index)
     world.replicas[late].node.receive([Envelope(leader, late, core.term, chunk, disk)])
     await world.until(lambda: done)
-    assert done[0].message.done
+    reply = done[0].message
+    assert isinstance(reply, InstallSnapshotReply) and reply.done
 
 
 @pytest.mark.quick

@@ -221,7 +221,7 @@ def taken(world: World, shard: int) -> list[int]:
     found = []
     for process in world.of(2):
         row = rows(process)[shard]
-        engine = process.server.machine.engine  # type: ignore[union-attr]
+        engine = process.group.machine.engine
         found.append(sum(1 for _ in engine.scan(b"d" + row.start, b"d" + row.end if row.end else b"e")))
     return found
 
@@ -322,7 +322,7 @@ async def test_a_move_to_a_dead_group_holds_up_no_split_or_merge_and_is_taken_ba
 async def has_done_all(world: World, gid: int) -> None:
     """Until every replica of a group has done what the map of now asks it for."""
     num = (await world.config()).num
-    machines = [process.server.machine.ownership for process in world.of(gid)]
+    machines = [process.group.machine.ownership for process in world.of(gid)]
     await wait_for(
         lambda: all(
             machine.config_num == num and not any(row.queue or row.inherits for row in machine.rows.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import pytest
 
@@ -15,15 +17,17 @@ from shardkv.raft.wal import SEGMENT_HEADER, Recovered, Wal, open_wal
 from tests.sim import loop
 from tests.sim.disk import SimDisk
 
+T = TypeVar("T")
+
 
 def entry(index: int, term: int = 1, size: int = 40) -> Entry:
     return Entry(index, term, Kind.COMMAND, b"%d:" % index + b"x" * size)
 
 
-def on_disk(path: Path, work, segment_bytes: int = 1 << 20):
+def on_disk(path: Path, work: Callable[[Wal, Recovered], Awaitable[T]], segment_bytes: int = 1 << 20) -> T:
     """Open the log in `path`, let `work` use it, close it."""
 
-    async def main():
+    async def main() -> T:
         directory = RealDirectory(path)
         try:
             wal, recovered = await open_wal(directory, Random(1), segment_bytes)

@@ -66,7 +66,7 @@ class AppendReply:
     rejected_index: Index = 0
     conflict_term: Term = 0
     conflict_index: Index = 0
-    low: bool = False  # the follower's disk has little room: room.py
+    low: bool = False  # the follower's disk has little room: space.py
     state_lost: bool = False  # the follower's state machine is damaged: it needs a snapshot, its log may match
 
 

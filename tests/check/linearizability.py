@@ -60,7 +60,8 @@ def step(operation: Operation, value: Value) -> tuple[bool, Value]:
         case "delete":
             return (not known or operation.result == (value is not None)), None
         case "cas":
-            expected, new = operation.argument  # type: ignore[misc]
+            assert isinstance(operation.argument, tuple)
+            expected, new = operation.argument
             swaps = value == expected
             return (not known or operation.result == swaps), new if swaps else value
         case kind:
@@ -107,11 +108,11 @@ def shortest_wrong_prefix(operations: list[Operation]) -> list[Operation]:
 
 def is_seen(write: Operation, operations: list[Operation]) -> bool:
     """Whether what an unanswered write wrote shows in any answer. Written values are unique, and end in a ";"."""
+    if write.kind == "delete":
+        return True
     token = write.argument[1] if isinstance(write.argument, tuple) else write.argument
-    assert isinstance(token, bytes) or write.kind == "delete"
-    return write.kind == "delete" or any(
-        isinstance(op.result, bytes) and b";" + token in b";" + op.result for op in operations
-    )
+    assert isinstance(token, bytes)
+    return any(isinstance(op.result, bytes) and b";" + token in b";" + op.result for op in operations)
 
 
 def prefix_of(write: Operation, operations: list[Operation]) -> bytes | None:

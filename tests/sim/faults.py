@@ -35,7 +35,7 @@ class Faults:
     def __init__(self, world: World, rng: Random) -> None:
         self.world, self.rng = world, rng
         self.counts: Counter[str] = Counter()
-        self._undo: dict[asyncio.TimerHandle, Callable[[], None]] = {}
+        self._undo: dict[asyncio.TimerHandle, Callable[[], object]] = {}
         self._admins: dict[asyncio.Task[None], None] = {}
         self._replacing: set[int] = set()  # groups that have a replica replaced
         self._damaged: dict[int, Process] = {}  # of each group at most one replica has a damaged state
@@ -91,7 +91,7 @@ class Faults:
 
     # ---- inside
 
-    def _for_a_while(self, most: float, undo: Callable[[], None]) -> None:
+    def _for_a_while(self, most: float, undo: Callable[[], object]) -> None:
         def over() -> None:
             del self._undo[timer]
             undo()
@@ -219,7 +219,7 @@ class Faults:
         slow = self.world.network.slow
         pair = (self._any().address, self._any().address)
         slow[pair] = self.rng.choice([0.02, 0.2, 1.0])
-        self._for_a_while(4.0, lambda: slow.pop(pair, None) and None)
+        self._for_a_while(4.0, partial(slow.pop, pair, None))
 
     # ---- disks
 

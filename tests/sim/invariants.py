@@ -45,7 +45,7 @@ class Invariants:
     def forget(self, gid: Gid) -> None:
         """All disks of a group are gone: what comes under its number is another group."""
         for facts in (self._applied, self._commits, self._newest, self._served, self._config_num):
-            facts.pop(gid, None)  # type: ignore[attr-defined]
+            facts.pop(gid, None)
         self._leaders = {(of, term): node for (of, term), node in self._leaders.items() if of != gid}
 
     def watch(self, gid: Gid, machine: ControllerMachine | ShardMachine) -> None:
@@ -94,9 +94,9 @@ class Invariants:
             assert known == core.id, f"group {gid}: {known} and {core.id} both led term {core.term}"
         index = core.commit_index
         while index > core.log.base_index and index not in commits:
-            term = core.log.term_at(index)
-            assert term is not None
-            commits[index] = (term, core.term)
+            of_entry = core.log.term_at(index)
+            assert of_entry is not None
+            commits[index] = (of_entry, core.term)
             index -= 1
 
     def _look_at_shards(self, gid: Gid, machine: ShardMachine) -> None:

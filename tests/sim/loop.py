@@ -101,7 +101,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """The clock of the world, which no process can see."""
         return self._virtual.now
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # its own is typed by the call-back's arguments
         self,
         when: float,
         callback: Callable[..., object],
@@ -121,7 +121,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
-    def run_in_executor(self, *arguments: Any) -> Any:
+    def run_in_executor(self, *arguments: Any) -> Any:  # type: ignore[override]
         raise AssertionError("a thread would make the simulation unrepeatable")
 
 

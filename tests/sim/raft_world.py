@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from random import Random
+from typing import Any
 
 from shardkv.raft.errors import RaftError
 from shardkv.raft.incarnations import KnownDisks
+from shardkv.raft.interfaces import Directory
 from shardkv.raft.machine import unstamp
 from shardkv.raft.node import NodeOptions
+from shardkv.raft.protocol.core import Raft
 from shardkv.raft.protocol.messages import Envelope
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.ready import Options
+from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.protocol.types import Entry, Kind, SnapshotMeta
 from shardkv.raft.repair import open_or_repair
 from shardkv.raft.replica import Replica, ReplicaOptions
@@ -31,7 +36,7 @@ from tests.sim.promises import Promises
 class ListMachine(InMemoryMachine):
     """Appends every command to a list, and answers with its length."""
 
-    def __init__(self, directory, world: RaftWorld) -> None:
+    def __init__(self, directory: Directory, world: RaftWorld) -> None:
         super().__init__(directory)
         self.world = world
         self.values: list[str] = []
@@ -74,7 +79,7 @@ class RaftWorld:
         self.rng = Random(seed)
         self.network = SimNetwork(self.rng, weather)
         self.network.on_mail = self._sent
-        self.mail: list = []
+        self.mail: list[Envelope] = []
         self.process_death = process_death  # chance that a death leaves the page cache
         self.ids = list(range(1, count + 1))
         self.first = tuple(self.ids)  # who began the group; others join it
@@ -104,7 +109,7 @@ class RaftWorld:
         for node in self.ids if nodes is None else nodes:
             directory = self.disks[node].open()
 
-            def make(directory=directory) -> ListMachine:
+            def make(directory: Directory = directory) -> ListMachine:
                 machine = ListMachine(directory, self)
                 machine.recover()
                 return machine
@@ -124,10 +129,12 @@ class RaftWorld:
                 self.options,
                 KnownDisks(node, self.incarnations[node], first),
             )
-            replica.on_turn.append(lambda replica=replica: self.check(replica))
+            replica.on_turn.append(partial(self.check, replica))
             self.replicas[node] = replica
 
-            def on_post(method: str, payload: bytes, node=node, transport=transport) -> None:
+            def on_post(
+                method: str, payload: bytes, node: int = node, transport: SimTransport = transport
+            ) -> None:
                 self.replicas[node].node.receive(transport.unpack(payload))
 
             transport.on_unreachable = replica.node.unreachable
@@ -188,11 +195,16 @@ class RaftWorld:
 
     # ---- looking
 
-    def core(self, node: int):
+    def core(self, node: int) -> Raft:
         return self.replicas[node].core
 
     def values(self, node: int) -> list[str]:
-        return self.replicas[node].machine.values
+        return self.machine(node).values
+
+    def machine(self, node: int) -> ListMachine:
+        machine = self.replicas[node].machine
+        assert isinstance(machine, ListMachine)
+        return machine
 
     def leaders_now(self, among: Iterable[int] | None = None) -> list[int]:
         nodes = self.replicas if among is None else among
@@ -207,10 +219,11 @@ class RaftWorld:
         """Wait for a leader that has committed in its own term."""
         nodes = None if among is None else list(among)  # None: whoever runs then, started meanwhile or not
 
+        def has_committed(core: Raft) -> bool:
+            return isinstance(core.role, Leader) and core.commit_index >= core.role.term_start
+
         def ready() -> list[int]:
-            return [
-                n for n in self.leaders_now(nodes) if self.core(n).commit_index >= self.core(n).role.term_start
-            ]
+            return [node for node in self.leaders_now(nodes) if has_committed(self.core(node))]
 
         await self.until(ready, timeout)
         return max(ready(), key=lambda node: self.core(node).term)
@@ -269,10 +282,13 @@ class RaftWorld:
                 shared -= 1
 
 
-def in_world(count: int, **options):
+Story = Callable[[RaftWorld], Awaitable[None]]
+
+
+def in_world(count: int, **options: Any) -> Callable[[Story], Callable[[], None]]:
     """Turn an async story about a `RaftWorld` into a test."""
 
-    def decorate(story: Callable[[RaftWorld], Awaitable[None]]):
+    def decorate(story: Story) -> Callable[[], None]:
         def test() -> None:
             from tests.sim.loop import run
 

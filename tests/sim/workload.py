@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from shardkv.client import AsyncShardClerk
+from shardkv.client.clerk import Consistency
 from shardkv.client.errors import DeadlineExceeded, OutcomeUnknown, OutOfSpace, SessionExpired, Unavailable
 from tests.check.linearizability import Operation, check
 from tests.sim.loop import Host, world_time
@@ -66,17 +67,18 @@ class Workload:
         kind = rng.choices(KINDS, weights)[0]
         called = world_time()
         argument: object = None
+        result: object = None
         try:
             match kind:
                 case "get":
-                    consistency = rng.choice(["leader", "any"])
-                    result: object = await clerk.get(key, consistency=consistency)
+                    consistency: Consistency = rng.choice(("leader", "any"))
+                    result = await clerk.get(key, consistency=consistency)
                 case "append":
                     argument = token
-                    result = await clerk.append(key, token)
+                    await clerk.append(key, token)
                 case "put":
                     argument = token
-                    result = await clerk.put(key, token)
+                    await clerk.put(key, token)
                 case "delete":
                     result = await clerk.delete(key)
                 case "cas":

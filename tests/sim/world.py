@@ -82,6 +82,16 @@ class Process:
         assert self.server is not None
         return self.server.replica
 
+    @property
+    def group(self) -> GroupServer:
+        assert isinstance(self.server, GroupServer)
+        return self.server
+
+    @property
+    def controller(self) -> ControllerServer:
+        assert isinstance(self.server, ControllerServer)
+        return self.server
+
 
 @dataclass
 class Settings:
@@ -229,10 +239,9 @@ class World:
 
         def machine() -> ControllerMachine | ShardMachine:
             if process.gid == CONTROLLER:
-                made: ControllerMachine | ShardMachine = ControllerMachine(
-                    directory, self.settings.session_ttl_ms
-                )
-                made.recover()
+                controller = ControllerMachine(directory, self.settings.session_ttl_ms)
+                controller.recover()
+                made: ControllerMachine | ShardMachine = controller
             else:
                 made = ShardMachine(process.gid, MemoryEngine(directory), self.settings.session_ttl_ms)
             self.invariants.watch(process.gid, made)
