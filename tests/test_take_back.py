@@ -459,6 +459,29 @@ def test_giver_and_taker_never_both_serve_whatever_is_taken_back_when() -> None:
     assert min(totals.values()) > 100, totals
 
 
+@quick
+def test_a_giver_that_joined_again_keeps_nothing_without_asking() -> None:
+    """Seed 8 of the soak: for the taker the shard goes on to another group, so it lets go of nothing, and pulls on."""
+    again = Group(1, ("a:1",), 3)
+    giver, taker = Ownership(1, joins=(1, 1)), Ownership(2, joins=(1, 1))
+    there = Change(2, moves=(Move(1, b"", b"", ONE, TWO),), left=(1,))
+    back = Change(3, moves=(Move(1, b"", b"", TWO, again),), joined=(again,))
+    giver.learn(Change(1, moves=(Move(1, b"", b"", None, ONE),)))
+    taker.learn(Change(1))
+    giver.learn(there)
+    giver.claimed(3)
+    for group in (giver, taker):
+        if group is taker:
+            group.learn(there)
+        group.learn(back)
+    assert giver.rows[1].comes_back and not taker.rows[1].comes_back
+    assert not giver.took_back(1, 2, was_asked=False) and giver.rows[1].state is State.LENDING
+    giver.closed(1, 2, 0)
+    taker.installed(1, 2)  # and so it goes there and back
+    assert giver.released(1, 2)
+    assert (giver.rows[1].state, taker.rows[1].state) == (State.PULLING, State.LENDING)
+
+
 def _always_thaws(patch: pytest.MonkeyPatch) -> None:
     """Without asking: by time alone."""
 
