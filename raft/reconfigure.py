@@ -126,6 +126,17 @@ def _has_caught_up(leader: Leader, node: NodeId, commit_index: int) -> bool:
     return progress.mode is Mode.REPLICATE and progress.match_index + LEARNER_LAG >= commit_index
 
 
+def transfer(replica: Replica, to: NodeId) -> None:
+    """Have `to` lead, or whoever has most of the log if `to` is 0. Raises NotLeader."""
+    if not to:
+        role = replica.core.role
+        if not isinstance(role, Leader):
+            raise NotLeader(replica.leader)
+        heirs = role.heirs(replica.core.membership)
+        to = max(heirs, key=lambda node: role.progress[node].match_index, default=0)
+    replica.node.transfer(to)
+
+
 def _hand_over(replica: Replica, leader: Leader, heirs: Set[NodeId]) -> None:
     """A leader that is to go lets one that stays lead first: no gap while the others find out."""
     if leader.transfer_to not in heirs:

@@ -89,6 +89,16 @@ class Replica:
         return self.core.leader
 
     @property
+    def state_lost(self) -> bool:
+        """Whether the state is damaged and being repaired."""
+        return self.core.state_lost
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a quorum has room on its disks, as far as this leader was told."""
+        return has_room(self.core)
+
+    @property
     def members(self) -> dict[str, dict[str, str]]:
         """Who votes and who learns, with addresses; for people and their tools."""
         membership = self.core.membership
@@ -116,6 +126,13 @@ class Replica:
     def leader_address(self) -> str:
         """Where the leader listens, as far as this replica knows; else empty."""
         return self.core.membership.addresses.get(self.core.leader, "")
+
+    def log_after(self, index: Index, limit: int) -> tuple[Index, Sequence[Entry]]:
+        """Where the log begins, and the applied entries after `index`, some `limit` bytes; none if they are compacted."""
+        log, applied = self.core.log, self.machine.applied.index
+        return log.base_index, log.slice(
+            index + 1, applied + 1, limit
+        ) if log.base_index <= index < applied else ()
 
     @property
     def waiting_proposals(self) -> int:

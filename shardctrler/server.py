@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from google.protobuf.message import DecodeError
 
+from shardkv.raft import figures
 from shardkv.raft.errors import Busy, RaftError
 from shardkv.raft.replica import Replica
 from shardkv.raft.service import change_members, refusal_of
@@ -183,8 +184,7 @@ class ControllerServer:
         """Where our replicas are, once that is not any more what clients were started with."""
         if not self.machine.membership or not self.replica.has_moved:
             return []
-        membership = self.replica.core.membership
-        return [membership.addresses[node] for node in sorted(membership.voters)]
+        return list(figures.voters(self.replica))
 
     def _check(self) -> bytes:
         """A digest of the whole state at the last applied entry, for a comparison with the other replicas."""
@@ -192,32 +192,12 @@ class ControllerServer:
         applied = self.machine.applied.index
         if self._digest[0] != applied:
             self._digest = applied, blake2b(self.machine.dump(), digest_size=16).digest()
-        membership = self.replica.core.membership
-        members = [membership.addresses[node] for node in sorted(membership.voters)]
+        members = figures.voters(self.replica)
         return json.dumps({"index": applied, "digest": self._digest[1].hex(), "members": members}).encode()
 
     def _status(self) -> bytes:
-        core = self.replica.core
-        return json.dumps(
-            {
-                "role": "leader" if core.is_leader else "follower",
-                "leader": self.replica.leader_address,
-                "term": core.term,
-                "replica": core.id,
-                "members": self.replica.members,
-                "disks": self.replica.disks,
-                "commit_index": core.commit_index,
-                "applied_index": self.machine.applied.index,
-                **self.about(),
-                "config_num": self.machine.config.num,
-                "wall_ms": self.replica.wall_ms(),
-                "room": self.replica.node.room.name,
-                "disk": self.replica.node.disk,
-                "free_bytes": self.replica.node.free_bytes,
-                "damage": self.replica.damage_status(),
-                "log_cut": self.replica.log_cut,
-            }
-        ).encode()
+        told = {**figures.status(self.replica), **self.about(), "config_num": self.machine.config.num}
+        return json.dumps(told).encode()
 
     def _noticed(self) -> tuple[int, bytes, int]:
         """What somebody may wait for to change."""

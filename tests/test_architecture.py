@@ -164,6 +164,15 @@ def test_floors_point_one_way(path: Path) -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("path", [f for f in FILES if not name_of(f).startswith("raft/")], ids=name_of)
+def test_nobody_outside_looks_into_the_core_of_a_replica(path: Path) -> None:
+    """What others want to know of a replica, it tells (`raft/replica.py`, `raft/figures.py`)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and node.attr == "core":
+            assert not ast.unparse(node.value).endswith("replica"), f"{name_of(path)}:{node.lineno}"
+
+
+@pytest.mark.quick
 def test_no_circle_of_files() -> None:
     """Imports that only a type checker follows count too."""
     graph = {

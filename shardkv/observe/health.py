@@ -34,7 +34,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def serving(self) -> bool:
         replica = self._replica
-        able = not replica.node.stopped and not replica.core.state_lost
+        able = not replica.node.stopped and not replica.state_lost
         return not self._leaving and able and replica.leader != 0
 
     async def Check(self, request: Any, context: Any) -> Any:  # the name is the protocol's

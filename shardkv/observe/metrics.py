@@ -21,7 +21,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from shardkv.raft.protocol.roles import Leader
+from shardkv.raft.figures import figures
 from shardkv.raft.replica import Replica
 from shardkv.shardctrler.machine import ControllerMachine
 from shardkv.shardctrler.shard_map import NO_GROUP
@@ -186,24 +186,24 @@ def _of_certificates(certificates: TlsFiles) -> Iterator[Metric]:
 
 
 def _of_raft(replica: Replica) -> Iterator[Metric]:
-    core, node = replica.core, replica.node
+    raft, node = figures(replica), replica.node
     applied = replica.machine.applied.index
     yield _gauge("raft_up", "1 while the replica has not stopped for a fault", not node.stopped)
-    yield _gauge("raft_term", "Term", core.term)
-    yield _gauge("raft_is_leader", "1 at the leader", core.is_leader)
-    yield _gauge("raft_has_leader", "1 where a leader is known", core.leader != 0)
+    yield _gauge("raft_term", "Term", raft.term)
+    yield _gauge("raft_is_leader", "1 at the leader", raft.is_leader)
+    yield _gauge("raft_has_leader", "1 where a leader is known", raft.has_leader)
     yield _counter(
         "raft_leader_changes", "Times that this replica learnt of another leader", node.leader_changes
     )
-    yield _gauge("raft_commit_index", "Last entry known to be committed", core.commit_index)
+    yield _gauge("raft_commit_index", "Last entry known to be committed", raft.commit_index)
     yield _gauge("raft_applied_index", "Last entry applied", applied)
-    yield _gauge("raft_apply_lag_entries", "Committed and not yet applied", core.commit_index - applied)
-    yield _gauge("raft_log_entries", "Entries in the log", core.log.last_index - core.log.base_index)
-    yield _gauge("raft_log_bytes", "Bytes of them", core.log.size_bytes)
+    yield _gauge("raft_apply_lag_entries", "Committed and not yet applied", raft.commit_index - applied)
+    yield _gauge("raft_log_entries", "Entries in the log", raft.log_entries)
+    yield _gauge("raft_log_bytes", "Bytes of them", raft.log_bytes)
     yield _gauge(
         "raft_unsynced_entries",
         "Entries that are not on this disk yet",
-        core.log.last_index - core.log.durable_index,
+        raft.unsynced_entries,
     )
     yield _gauge(
         "wall_clock_ahead_seconds",
@@ -220,7 +220,7 @@ def _of_raft(replica: Replica) -> Iterator[Metric]:
     damage = replica.damage
     yield _counter("damage_found", "Files of the state found damaged", damage.found if damage else 0)
     yield _counter("damage_repairs", "Times that the state was repaired", damage.repaired if damage else 0)
-    yield _gauge("raft_state_lost", "1 while the state is damaged and being repaired", core.state_lost)
+    yield _gauge("raft_state_lost", "1 while the state is damaged and being repaired", raft.state_lost)
     yield _gauge("raft_queued_writes", "Jobs that wait for the disk", node.queued_writes)
     yield _gauge("raft_waiting_proposals", "Commands that wait to be applied", replica.waiting_proposals)
     yield _gauge(
@@ -236,11 +236,11 @@ def _of_raft(replica: Replica) -> Iterator[Metric]:
     )
     members = {kind: float(len(nodes)) for kind, nodes in replica.members.items()}
     yield _by("raft_members", "Replicas of the group", "kind", members)
-    if isinstance(core.role, Leader):
-        yield _gauge("raft_uncommitted_bytes", "Proposed and not yet committed", core.role.uncommitted_bytes)
-        lag = {str(peer): float(core.log.last_index - p.match_index) for peer, p in core.role.progress.items()}
+    if raft.uncommitted_bytes is not None:
+        yield _gauge("raft_uncommitted_bytes", "Proposed and not yet committed", raft.uncommitted_bytes)
+        lag = {str(peer): float(entries) for peer, (entries, _) in raft.followers.items()}
         yield _by("raft_follower_lag_entries", "Entries that a follower has yet to store", "replica", lag)
-        silent = {str(peer): float(not p.recently_active) for peer, p in core.role.progress.items()}
+        silent = {str(peer): float(not heard) for peer, (_, heard) in raft.followers.items()}
         yield _by(
             "raft_follower_silent", "1 if not heard from since the leader last checked", "replica", silent
         )

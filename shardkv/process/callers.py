@@ -78,7 +78,7 @@ def authorizer_of(
         heard = machine.accounts
 
         def accounts() -> Accounts | None:
-            return unknown if replica.core.state_lost else machine.accounts
+            return unknown if replica.state_lost else machine.accounts
 
         def turned() -> None:
             nonlocal heard

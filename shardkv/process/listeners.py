@@ -18,6 +18,7 @@ from shardkv.observe.overview import Overview, look
 from shardkv.observe.scrapes import Scrapes
 from shardkv.process.identity import CannotStart
 from shardkv.process.options import ProcessOptions
+from shardkv.raft.figures import voters
 from shardkv.raft.replica import Replica
 from shardkv.server.access import Access
 from shardkv.shardctrler.client import ControllerClient
@@ -86,9 +87,7 @@ class Listeners:
         client = ControllerClient(options.peers or (options.address,), dialer, rng)
 
         async def look_around() -> Overview:
-            members = replica.core.membership
-            addresses = [members.addresses[node] for node in sorted(members.voters)]
-            return await look(client, dialer, addresses, LOOK_SECONDS)
+            return await look(client, dialer, list(voters(replica)), LOOK_SECONDS)
 
         def why_closed(address: str) -> str:
             if options.tls is None or options.web_open or not authorizer.is_open:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.raft.errors import RaftError
+from shardkv.raft.figures import settled_voters
 from shardkv.raft.replica import Replica
 from shardkv.raft.space_watch import has_room_for
 from shardkv.shardctrler import shardctrler_pb2 as ctl
@@ -137,12 +138,9 @@ class Migrator:
 
     def _moved_away(self) -> tuple[str, ...]:
         """Where our replicas are, if their membership has changed and the map does not name them so."""
-        core, named = self._replica.core, self._machine.ownership.addresses
-        membership = core.membership
-        settled = not membership.is_joint and core.memberships.index <= core.commit_index
-        if not named or not settled or not self._replica.has_moved:
+        named, present = self._machine.ownership.addresses, settled_voters(self._replica)
+        if not named or not present or not self._replica.has_moved:
             return ()
-        present = tuple(membership.addresses[node] for node in sorted(membership.voters))
         return present if set(present) != set(named) else ()
 
     async def _announce(self) -> None:

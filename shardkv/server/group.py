@@ -15,10 +15,10 @@ from typing import ClassVar
 from google.protobuf.message import DecodeError
 
 from shardkv import shardkv_pb2 as pb
-from shardkv.raft.errors import NotLeader, RaftError
-from shardkv.raft.protocol.roles import Leader
-from shardkv.raft.protocol.space import has_room
+from shardkv.raft import figures
+from shardkv.raft.errors import RaftError
 from shardkv.raft.protocol.types import NodeId
+from shardkv.raft.reconfigure import transfer
 from shardkv.raft.replica import Replica
 from shardkv.raft.service import change_members, refusal_of
 from shardkv.server import giver
@@ -154,9 +154,7 @@ class GroupServer:
     async def write(self, frame: bytes) -> bytes:
         """Have a write frame applied. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.WRITE, self._limits)
-        room = not self.replica.is_leader or has_room(
-            self.replica.core
-        )  # another replica refuses the frame anyway
+        room = self.replica.has_room or not self.replica.is_leader  # another replica refuses the frame anyway
         if header.plain and (room or frames.only_deletes(frame)):
             return await self._propose(frame, header)
         admission = Admission(frame, header, self._limits, room)
@@ -249,19 +247,11 @@ class GroupServer:
         id = self._rng.getrandbits(8 * ID_BYTES).to_bytes(ID_BYTES, "big")
         await self.replica.propose(commands.check(id))
         reply = self._checks.answer(pb.CheckRequest(id=id))
-        membership = self.replica.core.membership
-        members = membership.voters | membership.outgoing | membership.learners
-        reply.members.extend(membership.addresses[node] for node in sorted(members))
+        reply.members.extend(figures.everybody(self.replica))
         return reply.SerializeToString()
 
     def _transfer(self, to: NodeId) -> bytes:
-        if not to:
-            role = self.replica.core.role
-            if not isinstance(role, Leader):
-                raise NotLeader(self.replica.leader)
-            heirs = role.heirs(self.replica.core.membership)
-            to = max(heirs, key=lambda node: role.progress[node].match_index, default=0)
-        self.replica.node.transfer(to)
+        transfer(self.replica, to)
         return answer(b"")
 
     def _row_status(self, row: Row, sizes: Mapping[int, int]) -> dict[str, object]:
@@ -286,32 +276,18 @@ class GroupServer:
 
     def status(self) -> dict[str, object]:
         """What one replica knows of itself, for `admin status` and for tests."""
-        core, machine = self.replica.core, self.machine
+        machine = self.machine
         sizes = self._sizes.all() if self.replica.is_leader else {}
         return {
             **self.about(),
+            **figures.status(self.replica),
             "gid": machine.gid,
-            "replica": core.id,
-            "role": "leader" if self.replica.is_leader else "follower",
-            "leader": self.replica.leader_address,
-            "term": core.term,
-            "members": self.replica.members,
-            "disks": self.replica.disks,
-            "commit_index": core.commit_index,
-            "applied_index": machine.applied.index,
-            "log_bytes": core.log.size_bytes,
             "config_num": machine.ownership.config_num,
             "incarnation": f"{machine.incarnation:016x}" if machine.incarnation else None,
             "joined": machine.ownership.joins[1],
             "operations": machine.operations,
-            "wall_ms": self.replica.wall_ms(),
-            "room": self.replica.node.room.name,
-            "disk": self.replica.node.disk,
-            "read_only": self.replica.is_leader and not has_room(core),
-            "free_bytes": self.replica.node.free_bytes,
+            "read_only": self.replica.is_leader and not self.replica.has_room,
             "scrub": machine.engine.scrub_progress(),
-            "damage": self.replica.damage_status(),
-            "log_cut": self.replica.log_cut,
             "shards": {
                 str(row.shard): self._row_status(row, sizes)
                 for row in machine.ownership.rows.values()

@@ -117,17 +117,17 @@ async def read_log(replica: Replica, request: pb.LogRequest) -> pb.LogReply:
     while replica.machine.applied.index <= request.after and loop.time() < deadline:
         await replica.next_turn()
     replica.check_running()
-    log, applied = replica.core.log, replica.machine.applied.index
+    applied = replica.machine.applied.index
+    base_index, entries = replica.log_after(request.after, LOG_BYTES)
     assert isinstance(replica.machine, ShardMachine)
     reply = pb.LogReply(
-        base_index=log.base_index,
+        base_index=base_index,
         applied_index=applied,
         now_ms=now_ms,
         incarnation=replica.machine.incarnation,
         claimed=replica.machine.ownership.joins[0] > 0,
         clock_ms=clock_ms,
     )
-    if log.base_index <= request.after < applied:
-        for entry in log.slice(request.after + 1, applied + 1, LOG_BYTES):
-            reply.entries.add(index=entry.index, term=entry.term, kind=entry.kind, data=entry.data)
+    for entry in entries:
+        reply.entries.add(index=entry.index, term=entry.term, kind=entry.kind, data=entry.data)
     return reply
