@@ -13,6 +13,7 @@ from shardkv.client import ShardClerk, ShardKVError
 from shardkv.process.local_cluster import Process
 from shardkv.process.ports import free_port_base
 from shardkv.testing import SHARDKV, ThrowawayCluster
+from shardkv.wire.address import split_address
 
 __all__ = ["SHARDKV", "Appenders", "LiveCluster", "attempt", "free_port_base", "in_background"]
 
@@ -30,7 +31,7 @@ class LiveCluster(ThrowawayCluster):
     def start_group(self, gid: int) -> list[str]:
         """Start a new group's processes, which `admin join` may let in. Returns their addresses."""
         cluster = self.cluster()
-        cluster.plan(3, gid, 3, int(cluster.processes[0].address.rpartition(":")[2]))
+        cluster.plan(3, gid, 3, split_address(cluster.processes[0].address)[1])
         for process in cluster.processes:
             if process.role == "group" and process.gid == gid:
                 cluster.start(process)

@@ -30,7 +30,7 @@ from shardkv.client.errors import (
 from shardkv.client.heard import HeardClocks
 from shardkv.client.operations import Numbering, Operation
 from shardkv.shardctrler.shard_map import Gid
-from shardkv.wire import frames
+from shardkv.wire import backoff, frames
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 from shardkv.wire.frames import FIRST_UNRECORDED, MalformedFrame, SectionReply, SectionStatus, Status
 
@@ -347,8 +347,7 @@ class Lane:
             refusals = max(refusals, operation.refusals)
         pause = 0.0
         if not (at_once and refusals <= 2):
-            low, high = BACKOFF_SECONDS
-            pause = min(low * 2 ** min(refusals - 1, 10), high) * self._rng.uniform(0.5, 1.5)
+            pause = backoff.spread(backoff.after(refusals - 1, BACKOFF_SECONDS), self._rng)
         self._owner.route_again(list(operations), pause)
 
     async def close(self) -> None:

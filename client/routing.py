@@ -137,6 +137,6 @@ class Router:
 def _source(change: Change | None, shard: Shard) -> Group | None:
     """Who had the shard before that configuration moved it; it may have been split since."""
     for move in change.moves if change is not None else ():
-        if move.start <= shard.start and (not move.end or shard.start < move.end):
+        if move.contains(shard.start):
             return move.source
     return None

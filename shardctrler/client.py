@@ -19,6 +19,7 @@ from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.accounts import Accounts
 from shardkv.shardctrler.codec import change_from_pb, config_from_pb
 from shardkv.shardctrler.shard_map import Change, Config, Gid, Incarnation
+from shardkv.wire.backoff import longer, spread
 from shardkv.wire.bounded_json import parse_json
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
@@ -168,7 +169,7 @@ class ControllerClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         payload = request.SerializeToString()
-        backoff, tried, doubt = BACKOFF_SECONDS[0], dict[str, str](), False
+        pause, tried, doubt = BACKOFF_SECONDS[0], dict[str, str](), False
         while True:
             address = self._preferred
             left = deadline - loop.time()
@@ -197,10 +198,8 @@ class ControllerClient:
                         tried[address] = f"{code.name} {body.decode(errors='replace')}".strip()
                         doubt = doubt or code in (Code.RETRY, Code.STOPPED)
                         self._try_another()
-            pause = min(backoff * self._rng.uniform(0.5, 1.5), deadline - loop.time())
-            backoff = min(backoff * 2, BACKOFF_SECONDS[1])
-            if pause > 0:
-                await asyncio.sleep(pause)
+            await asyncio.sleep(max(0.0, min(spread(pause, self._rng), deadline - loop.time())))
+            pause = longer(pause, BACKOFF_SECONDS)
         what = "; ".join(f"{address}: {why}" for address, why in sorted(tried.items())) or "no time"
         raise ControllerUnavailable(f"no controller answered within {timeout:.3g} s ({what})")
 

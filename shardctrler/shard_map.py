@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 
 from sortedcontainers import SortedDict
 
+from shardkv.shardctrler.key_range import KeyRange
+
 ShardId = int
 Gid = int
 NO_GROUP: Gid = 0
@@ -28,8 +30,8 @@ Incarnation = int  # a random 64-bit number that a group's replicated state begi
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
-    """The keys in [start, end), in byte order; an empty `end` means "to the last key"."""
+class Shard(KeyRange):
+    """A range of keys with an id that never changes, and who has it."""
 
     id: ShardId
     start: bytes
@@ -37,9 +39,6 @@ class Shard:
     gid: Gid = NO_GROUP
     epoch: int = 0
     holder: Gid = NO_GROUP
-
-    def contains(self, key: bytes) -> bool:
-        return self.start <= key and (not self.end or key < self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Move(KeyRange):
     """A shard gets a new owner. `target` None: unassigned; `source` None: nobody held it."""
 
     shard: ShardId

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ PURE = {
     "raft/errors.py",
     "raft/sessions.py",
     "shardctrler/claims.py",
+    "shardctrler/key_range.py",
     "shardctrler/planner.py",
     "shardctrler/rebalance.py",
     "shardctrler/shard_map.py",
@@ -36,6 +38,7 @@ PURE = {
     "shardkv/state/row.py",
     "shardkv/state/owned_sessions.py",
     "wire/address.py",
+    "wire/backoff.py",
     "wire/bounded_json.py",
     "wire/calls.py",
     "wire/frames.py",
@@ -117,6 +120,14 @@ def _imports(path: Path) -> list[tuple[str, str]]:
     return found
 
 
+# What stands in one place, and in which: nobody else writes it again.
+ONCE = {
+    "shardctrler/key_range.py": re.compile(r"not \w+(?:\.\w+)*\.?end or \w+ <"),
+    "wire/address.py": re.compile(r"\.r(?:partition|split)\(\":\""),
+    "wire/backoff.py": re.compile(r"uniform\(0\.5, 1\.5\)"),
+}
+
+
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -170,6 +181,13 @@ def test_nobody_outside_looks_into_the_core_of_a_replica(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr == "core":
             assert not ast.unparse(node.value).endswith("replica"), f"{name_of(path)}:{node.lineno}"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("home", sorted(ONCE))
+def test_what_stands_once_stands_nowhere_else(home: str) -> None:
+    found = {name_of(path) for path in FILES if ONCE[home].search(path.read_text())}
+    assert found == {home}
 
 
 @pytest.mark.quick

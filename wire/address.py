@@ -27,6 +27,11 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def host_of(peer: str) -> str:
+    """The host of an address that a socket told: without the brackets of IPv6."""
+    return peer.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+
 def split_addresses(text: str) -> tuple[str, ...]:
     """host:port,… to a tuple. Raises ValueError."""
     addresses = [part.strip() for part in text.split(",") if part.strip()]

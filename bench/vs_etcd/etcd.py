@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.live import free_port_base
+from shardkv.wire.address import split_address
 
 GO_CODE = Path("/usr/share/gocode")  # where Debian's -dev packages put Go sources
 PACKAGES = ("etcd-server", "golang-go", "golang-etcd-server-dev")
@@ -89,6 +90,6 @@ class EtcdCluster:
 
 
 def _listens(address: str) -> bool:
-    host, _, port = address.removeprefix("http://").rpartition(":")
+    host, port = split_address(address.removeprefix("http://"))
     with socket.socket() as probe:
-        return probe.connect_ex((host, int(port))) == 0
+        return probe.connect_ex((host, port)) == 0

@@ -28,9 +28,10 @@ from shardkv.backup.store import Store, log_entries
 from shardkv.backup.whole import Wholeness
 from shardkv.raft.protocol.types import Entry, Index, Kind, SnapshotMeta
 from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.key_range import overlap
 from shardkv.state import layout
 from shardkv.state.machine import ShardMachine
-from shardkv.state.row import Row, State, overlap
+from shardkv.state.row import Row, State
 from shardkv.storage.rocks import RocksEngine
 from shardkv.storage.tables import RocksOptions
 from shardkv.wire.calls import Dialer
@@ -185,11 +186,7 @@ class Restore:
         borders = sorted({b"", *(row.start for row, _ in held), *(row.end for row, _ in held)})
         pieces = []
         for start, end in zip(borders, [*borders[1:], b""], strict=True):
-            holders = [
-                (row.epoch, HOLDS[row.state], row, group)
-                for row, group in held
-                if row.start <= start and (not row.end or start < row.end)
-            ]
+            holders = [(row.epoch, HOLDS[row.state], row, group) for row, group in held if row.contains(start)]
             if not holders:
                 raise BackupError(
                     f"at {moment(until)} the keys from {start!r} to {end!r} were on their way between groups: "

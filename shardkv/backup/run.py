@@ -23,6 +23,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError, first_error
 from shardkv.backup.target import Reply, Step, Target
 from shardkv.shardctrler.client import ControllerClient
+from shardkv.shardctrler.key_range import inside
 from shardkv.shardctrler.shard_map import Config
 from shardkv.wire.calls import Dialer
 
@@ -228,7 +229,7 @@ class _HasData(Exception):
 
 
 def _holds(found: Reply | pb.FencedShard, key: bytes) -> bool:
-    return found.start <= key and (not found.end or key < found.end)
+    return inside(key, found.start, found.end)
 
 
 def _named(fence: pb.RestoreFence) -> str:

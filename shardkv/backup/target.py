@@ -11,6 +11,7 @@ from shardkv import shardkv_pb2 as pb
 from shardkv.backup.errors import BackupError
 from shardkv.shardctrler.client import AccessDenied
 from shardkv.shardctrler.shard_map import Gid
+from shardkv.wire.backoff import longer
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 CALL_SECONDS = 10.0
@@ -65,4 +66,4 @@ class Target:
                     at = self._addresses.index(address) if address in self._addresses else -1
                     self._leader = self._addresses[(at + 1) % len(self._addresses)]
             await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, BACKOFF_SECONDS[1])
+            backoff = longer(backoff, BACKOFF_SECONDS)

@@ -22,6 +22,7 @@ from shardkv.raft.figures import voters
 from shardkv.raft.replica import Replica
 from shardkv.server.access import Access
 from shardkv.shardctrler.client import ControllerClient
+from shardkv.wire.address import host_of, split_address
 from shardkv.wire.audit import Audit
 from shardkv.wire.descriptors import Descriptors
 from shardkv.wire.dialer import TcpDialer
@@ -47,7 +48,7 @@ class Listeners:
         """Raises CannotStart."""
         options = self._options
         address = options.listen or options.address
-        host, port = _host_and_port(address)
+        host, port = split_address(address)
         if options.tls is None and not _is_loopback(host):
             log.warning("listening on %s WITHOUT TLS: whoever can read packets reads the data", address)
         try:
@@ -62,7 +63,7 @@ class Listeners:
         address = self._options.metrics
         if not address:
             return
-        host, port = _host_and_port(address)
+        host, port = split_address(address)
         try:
             stop = await Scrapes(metrics.registry).open(host, port, self._descriptors.pages, self._audit)
         except OSError as error:
@@ -81,7 +82,7 @@ class Listeners:
             from shardkv.web.server import Page, open_page
         except ImportError:
             raise CannotStart("--web needs the package aiohttp: pip install 'shardkv[web]'") from None
-        host, port = _host_and_port(options.web)
+        host, port = split_address(options.web)
         if options.tls is None and not _is_loopback(host):
             log.warning("the page at %s is WITHOUT TLS: tokens that are typed into it can be read", options.web)
         client = ControllerClient(options.peers or (options.address,), dialer, rng)
@@ -97,7 +98,7 @@ class Listeners:
         names = {
             socket.gethostname(),
             *options.web_names,
-            *(_host_and_port(at)[0] for at in (options.web, options.address)),
+            *(split_address(at)[0] for at in (options.web, options.address)),
         }
         page = Page(options.cluster, look_around, authorizer.login_refusal, names, why_closed)
         try:
@@ -113,7 +114,7 @@ class Listeners:
         address = options.listen or options.address
         while not authorizer.knows_users or not replica.leader_address:
             await asyncio.sleep(WARN_SECONDS)
-        if not authorizer.is_open or (options.tls is None and _is_loopback(_host_and_port(address)[0])):
+        if not authorizer.is_open or (options.tls is None and _is_loopback(split_address(address)[0])):
             return
         whoever = "has a certificate of the CA" if options.tls is not None else f"reaches {address}"
         log.warning(
@@ -127,14 +128,9 @@ class Listeners:
             await stop()
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 def why_elsewhere(address: str) -> str:
     """Why a browser at `address` is not answered where nobody is asked who he is; empty if it is on this machine."""
-    if _is_loopback(address.rpartition(":")[0]):
+    if _is_loopback(host_of(address)):
         return ""
     return "access control is off, so only browsers on the controller's machine are answered (see --web-open)"
 

@@ -24,6 +24,7 @@ from typing import Any
 from shardkv.process.identity import IDENTITY
 from shardkv.process.secret_file import MANIFEST, SECRET, fresh_secret, write_secrets
 from shardkv.raft.private import FILE, make_directory
+from shardkv.wire.address import split_address
 from shardkv.wire.bounded_json import parse_json
 
 STOP_SECONDS = 10.0
@@ -77,9 +78,8 @@ class Process:
     @property
     def listens(self) -> bool:
         """Whether something takes connections at its address: it does so once its data is open."""
-        host, _, port = (self.listen or self.address).rpartition(":")
         try:
-            socket.create_connection((host, int(port)), 1.0).close()
+            socket.create_connection(split_address(self.listen or self.address), 1.0).close()
         except OSError:
             return False
         return True
@@ -217,11 +217,11 @@ class Cluster:
 
     def start(self, process: Process) -> None:
         """Start one process that is down. Raises ClusterError if its port is taken."""
-        host, _, port = (process.listen or process.address).rpartition(":")
+        host, port = split_address(process.listen or process.address)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, int(port)))
+                probe.bind((host, port))
             except OSError:
                 raise ClusterError(
                     f"port {port} is in use by another program: stop that, or give another --port or --data"

@@ -37,6 +37,7 @@ from shardkv.state.cursor import JOURNAL
 from shardkv.state.machine import ShardMachine
 from shardkv.state.row import Row, State
 from shardkv.state.rows import cursor_to_pb
+from shardkv.wire.backoff import longer, spread
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse
 
 log = logging.getLogger(__name__)
@@ -342,8 +343,8 @@ class Migrator:
         self._preferred[gid] = addresses[(position + 1) % len(addresses)]
 
     async def _pause(self, backoff: float) -> float:
-        await asyncio.sleep(backoff * self._rng.uniform(0.5, 1.5))
-        return min(backoff * 2, BACKOFF_SECONDS[1])
+        await asyncio.sleep(spread(backoff, self._rng))
+        return longer(backoff, BACKOFF_SECONDS)
 
     def _begin(self, errand: Errand, work: Callable[[], Awaitable[None]]) -> None:
         if errand not in self._errands:

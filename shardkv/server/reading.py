@@ -119,7 +119,7 @@ def _read_slice(  # hot: runs per operation
 ) -> None:
     """Answer operations of the section, from the first that has no status, until the slice or the budget is spent."""
     count = len(section.keys)
-    only_gets = section.kinds.count(GET) == count and _all_inside(section, row)
+    only_gets = section.kinds.count(GET) == count and row.contains_all(section.keys)
     while len(statuses) < count and not budget.slice_is_spent and not budget.is_spent:
         at = len(statuses)
         if only_gets:
@@ -145,14 +145,10 @@ def _read_slice(  # hot: runs per operation
             budget.spend(len(value), 1)
 
 
-def _all_inside(section: Section, row: Row) -> bool:
-    return min(section.keys) >= row.start and (not row.end or max(section.keys) < row.end)
-
-
 def _read_one(
     machine: ShardMachine, row: Row, kind: int, key: bytes, value: bytes, budget: _Budget
 ) -> tuple[int, bytes]:
-    if key < row.start or (row.end and key >= row.end):
+    if not row.contains(key):
         return Status.WRONG_SHARD, b""
     if kind == GET:
         found = machine.engine.get(layout.data_key(key))

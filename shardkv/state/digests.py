@@ -49,7 +49,7 @@ def parts_of(rows: Iterable[Row]) -> list[Part]:
             if not parts[-1].end:
                 break
             start = max(start, parts[-1].end)
-        if not row.end or start < row.end:
+        if row.contains(start):
             parts.append(Part(row.shard, start, row.end))
     return parts
 

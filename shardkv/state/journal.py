@@ -17,7 +17,7 @@ def note_changes(batch: Batch, row: Row, section: Section) -> None:
     in the journal already moves to its end, so that the journal is no larger than the shard.
     """
     # Not what was refused as outside the shard: it is another's, perhaps the next owner's.
-    inside = (key for key in section.keys if key >= row.start and (not row.end or key < row.end))
+    inside = filter(row.contains, section.keys)
     items = list(dict.fromkeys(map(layout.data_key, inside)))
     if section.session != frames.NO_SESSION:
         items.append(layout.record_key(row.shard, section.session))

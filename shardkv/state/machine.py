@@ -232,8 +232,7 @@ class ShardMachine:
             section.kinds.count(PUT) == len(keys)
             and record.replies.keys().isdisjoint(section.seqs)
             and min(section.seqs) >= record.acked_below
-            and min(keys) >= row.start
-            and (not row.end or max(keys) < row.end)
+            and row.contains_all(keys)
         )
 
     def _apply_once(
@@ -253,7 +252,7 @@ class ShardMachine:
             return done[0] if done else Status.OK
         if late or seq < record.acked_below:
             return Status.SESSION_EXPIRED
-        if key < row.start or (row.end and key >= row.end):
+        if not row.contains(key):
             return Status.WRONG_SHARD  # leaves no record: the retry at the right shard is the first
         if self._frame_growth > FRAME_GROWTH_BYTES:
             return Status.NOT_ANSWERED  # and nothing after it in this frame is done, so their order stays

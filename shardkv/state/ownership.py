@@ -33,7 +33,7 @@ from dataclasses import replace
 from shardkv.shardctrler.shard_map import Change, Gid, Group, ShardId
 from shardkv.state.cursor import START
 from shardkv.state.effects import Drop, DropJournal, Effect, Inherit
-from shardkv.state.row import Event, Pending, Row, State, overlap
+from shardkv.state.row import Event, Pending, Row, State
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.ABSENT, Event.CREATED): State.SERVING,
@@ -272,7 +272,7 @@ class Ownership:
     def find(self, key: bytes) -> Row | None:
         """The row that holds `key` and serves it."""
         for row in self.rows.values():
-            if row.serves and row.start <= key and (not row.end or key < row.end):
+            if row.serves and row.contains(key):
                 return row
         return None
 
@@ -356,12 +356,12 @@ class Ownership:
         gain waits, a later one of the same range waits behind it. Events wait for
         older configurations only, in every group, so they cannot wait in a circle.
         """
-        if other.state is not State.ABSENT and overlap(other.start, other.end, pending.start, pending.end):
+        if other.state is not State.ABSENT and other.overlaps(pending):
             return True
         return any(
             earlier.event in (Event.CREATED, Event.GAINED)
             and earlier.epoch < pending.epoch
-            and overlap(earlier.start, earlier.end, pending.start, pending.end)
+            and earlier.overlaps(pending)
             for earlier in other.queue
         )
 
@@ -409,7 +409,7 @@ class Ownership:
             assert (row.peer is not None) == (row.state not in (State.SERVING,)), row
             assert (row.fence is None and not row.inherits) or row.state is State.SERVING, row
             for other in held[position + 1 :]:
-                assert not overlap(row.start, row.end, other.start, other.end), f"{row} overlaps {other}"
+                assert not row.overlaps(other), f"{row} overlaps {other}"
         for row in self.rows.values():
             if row.state is State.SERVING:
                 assert row.served_epoch > 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from shardkv.shardctrler.key_range import KeyRange
 from shardkv.shardctrler.shard_map import Group, ShardId
 from shardkv.state.cursor import START, Cursor
 
@@ -53,13 +54,8 @@ class Event(IntEnum):
 SERVED = (State.SERVING, State.LENDING)
 
 
-def overlap(start: bytes, end: bytes, other_start: bytes, other_end: bytes) -> bool:
-    """Whether two ranges share a key; an end of b"" is beyond all keys."""
-    return (not other_end or start < other_end) and (not end or other_start < end)
-
-
 @dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(KeyRange):
     """An event in a row's queue, with what it needs when it fires."""
 
     event: Event
@@ -72,7 +68,7 @@ class Pending:
 
 
 @dataclass(slots=True)
-class Row:
+class Row(KeyRange):
     """One shard at this group."""
 
     shard: ShardId
