@@ -38,13 +38,14 @@ from shardkv.process.options import CONTROLLER_GROUP, STDERR, ProcessOptions
 from shardkv.process.secret_file import BadSecretFile, read_secrets
 from shardkv.process.secret_file import watch as watch_secrets
 from shardkv.process.stores import named_below, store_of
+from shardkv.process.wiring import Interfaces, Server, Settings, open_server
 from shardkv.raft import space_watch
 from shardkv.raft.disk import RealDirectory, free_bytes
 from shardkv.raft.errors import DamagedState, StorageError
 from shardkv.raft.private import keep_private, tighten, warn_if_open
 from shardkv.raft.protocol.space import FULL_PART
 from shardkv.raft.reconfigure import hand_over
-from shardkv.raft.repair import note_damage, open_or_repair
+from shardkv.raft.repair import note_damage
 from shardkv.raft.replica import Replica
 from shardkv.raft.transport import MAIL, TcpTransport
 from shardkv.server.access import AccessInterceptor
@@ -53,7 +54,6 @@ from shardkv.server.group import GroupServer
 from shardkv.server.grpc_service import KVService
 from shardkv.shardctrler import shardctrler_pb2 as ctl_pb
 from shardkv.shardctrler import shardctrler_pb2_grpc as ctl_grpc
-from shardkv.shardctrler.client import ControllerClient
 from shardkv.shardctrler.grpc_service import ControllerService
 from shardkv.shardctrler.server import ControllerServer
 from shardkv.state.machine import ShardMachine
@@ -130,18 +130,25 @@ async def serve(options: ProcessOptions) -> None:
             identity.incarnation,
         )
         dialer = TcpDialer(options.cluster, certificates, who)
-        replica = await open_or_repair(
-            options.replica,
-            disks.first,
+        world = Interfaces(
             directory,
-            transport,
             store_of(directory, options.gid, options.ephemeral, options.descriptors.tables),
+            transport,
+            dialer,
             rng,
             clock_ms,
-            options.raft,
-            disks,
+            partial(asyncio.to_thread, directory.free_bytes),
         )
-        transport.on_unreachable = replica.node.unreachable
+        settings = Settings(
+            options.controllers,
+            options.initial_shards,
+            options.reserve_bytes,
+            options.limits,
+            raft=options.raft,
+        )
+        server, space = await open_server(identity, disks, world, settings)
+        watching.append(space)
+        replica = server.replica
         transport.on_refused = replica.node.mail_refused
         transport.on_answers = replica.node.receive
         machine = replica.machine
@@ -151,8 +158,6 @@ async def serve(options: ProcessOptions) -> None:
             if isinstance(machine.engine, RocksEngine) and options.scrub_bytes_per_second:
                 machine.engine.start_scrub(options.scrub_bytes_per_second)
             machine.engine.on_fault = lambda fault: _on_loop(loop, replica, fault)
-        free = partial(asyncio.to_thread, directory.free_bytes)
-        watching.append(asyncio.create_task(space_watch.watch(replica, free, options.reserve_bytes)))
         if certificates is not None:
             watching.append(asyncio.create_task(certificates.watch()))
         metrics = Metrics()
@@ -162,7 +167,7 @@ async def serve(options: ProcessOptions) -> None:
             await _listen(
                 options,
                 directory,
-                replica,
+                server,
                 transport,
                 dialer,
                 secrets,
@@ -212,7 +217,7 @@ def _on_loop(loop: asyncio.AbstractEventLoop, replica: Replica, fault: BaseExcep
 async def _listen(
     options: ProcessOptions,
     directory: RealDirectory,
-    replica: Replica,
+    server: Server,
     transport: TcpTransport,
     dialer: TcpDialer,
     secrets: Secrets,
@@ -222,6 +227,7 @@ async def _listen(
     socket_name: str,
     socket: str,
 ) -> None:
+    replica = server.replica
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _end, ended)
@@ -252,7 +258,7 @@ async def _listen(
         maximum_concurrent_rpcs=MAX_GRPC_CALLS,
     )
     grpc_server.add_insecure_port(socket_name)
-    server = _server(options, replica, dialer, rng, grpc_server)
+    _add_services(server, grpc_server)
     health = Health(replica, grpc_server, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
     handler = metrics.timed(server.handle, methods.METHODS)
     listener = Listener(greeter, handler, on_post, socket, authorizer, options.descriptors, audit, pipes)
@@ -291,17 +297,11 @@ async def _listen(
         await asyncio.to_thread(audit.close)
 
 
-def _server(
-    options: ProcessOptions, replica: Replica, dialer: TcpDialer, rng: Random, grpc_server: Any
-) -> ControllerServer | GroupServer:
-    if options.gid == CONTROLLER_GROUP:
-        controller = ControllerServer(replica, options.cluster, options.initial_shards)
-        ctl_grpc.add_ControllerServicer_to_server(ControllerService(controller), grpc_server)
-        return controller
-    client = ControllerClient(options.controllers, dialer, rng)
-    group = GroupServer(replica, client, dialer, rng, options.limits)
-    kv_grpc.add_KVServicer_to_server(KVService(group), grpc_server)
-    return group
+def _add_services(server: Server, grpc_server: Any) -> None:
+    if isinstance(server, ControllerServer):
+        ctl_grpc.add_ControllerServicer_to_server(ControllerService(server), grpc_server)
+    else:
+        kv_grpc.add_KVServicer_to_server(KVService(server), grpc_server)
 
 
 def _nothing_to_reload() -> None:

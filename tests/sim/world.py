@@ -18,7 +18,9 @@ from random import Random
 from shardkv.client import AsyncShardClerk
 from shardkv.observe.compare import GroupCheck, check_group
 from shardkv.observe.overview import Overview, look
+from shardkv.process import wiring
 from shardkv.process.identity import Identity, claim
+from shardkv.process.wiring import Interfaces, open_server
 from shardkv.raft.codec import read_mail
 from shardkv.raft.errors import DamagedState
 from shardkv.raft.interfaces import Directory
@@ -26,11 +28,10 @@ from shardkv.raft.node import NodeOptions
 from shardkv.raft.protocol.messages import Envelope
 from shardkv.raft.protocol.ready import Options
 from shardkv.raft.protocol.space import Room
-from shardkv.raft.repair import note_damage, open_or_repair
+from shardkv.raft.repair import note_damage
 from shardkv.raft.replica import Replica, ReplicaOptions
 from shardkv.raft.sessions import DEFAULT_TTL_MS
 from shardkv.raft.snapshot import StreamOptions
-from shardkv.raft.space_watch import watch
 from shardkv.raft.state_file import StateFile
 from shardkv.server.giver import Pace
 from shardkv.server.group import GroupServer
@@ -44,7 +45,6 @@ from shardkv.state.machine import ShardMachine
 from shardkv.state.row import State
 from shardkv.storage.memory import MemoryEngine
 from shardkv.wire.calls import Code, Unreachable
-from shardkv.wire.frames import Limits
 from tests.sim import loop
 from tests.sim.disk import SimDisk
 from tests.sim.invariants import Invariants
@@ -217,7 +217,6 @@ class World:
         process.server = server
         node = server.replica.node
         transport = process.transport
-        transport.on_unreachable = node.unreachable
         self.network.listen(
             host, server.handle, lambda _, mail: node.receive(transport.unpack(mail)), transport.broke
         )
@@ -247,32 +246,27 @@ class World:
             self.invariants.watch(process.gid, made)
             return made
 
-        disks = identity.disks(first)
-        replica = await open_or_repair(
-            process.replica,
-            disks.first,
-            directory,
-            transport,
-            StateFile(directory, machine),
-            rng,
-            clock_ms,
-            self.replica_options,
-            disks,
-        )
-        # Not what a dead process still turns over while it is put away: its group may be another one by then.
-        replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica) if host.alive else None)
-        replica.node.on_fault = lambda error: self._faulted(process, host, directory, error)
-
         async def free_bytes() -> int:
             return FREE_BYTES[process.room]
 
-        asyncio.get_running_loop().create_task(watch(replica, free_bytes, FREE_BYTES[Room.LOW] + 1))
-        if process.gid == CONTROLLER:
-            return ControllerServer(replica, CLUSTER, self.settings.shards)
         dialer = SimDialer(self.network, process.address, host)
-        client = ControllerClient(self.controllers, dialer, rng)
-        pace = self.settings.pace
-        return GroupServer(replica, client, dialer, rng, Limits(), pace)
+        server, _ = await open_server(
+            identity,
+            identity.disks(first),
+            Interfaces(directory, StateFile(directory, machine), transport, dialer, rng, clock_ms, free_bytes),
+            wiring.Settings(
+                self.controllers,
+                self.settings.shards,
+                FREE_BYTES[Room.LOW] + 1,
+                pace=self.settings.pace,
+                raft=self.replica_options,
+            ),
+        )
+        replica = server.replica
+        # Not what a dead process still turns over while it is put away: its group may be another one by then.
+        replica.on_turn.append(lambda: self.invariants.turned(process.gid, replica) if host.alive else None)
+        replica.node.on_fault = lambda error: self._faulted(process, host, directory, error)
+        return server
 
     def set_room(self, process: Process, room: Room) -> None:
         """So much room its disk has from now on; its watch will see it."""
