@@ -27,7 +27,7 @@ class Peer(_message.Message):
     def __init__(self, gid: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., joined: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("kind", "epoch", "start", "end", "peer", "other", "key")
+    __slots__ = ("kind", "epoch", "start", "end", "peer", "other", "key", "cut")
     KIND_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class Event(_message.Message):
     PEER_FIELD_NUMBER: _ClassVar[int]
     OTHER_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     kind: int
     epoch: int
     start: bytes
@@ -42,7 +43,8 @@ class Event(_message.Message):
     peer: Peer
     other: int
     key: bytes
-    def __init__(self, kind: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., other: _Optional[int] = ..., key: _Optional[bytes] = ...) -> None: ...
+    cut: int
+    def __init__(self, kind: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., other: _Optional[int] = ..., key: _Optional[bytes] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class Cursor(_message.Message):
     __slots__ = ("phase", "key", "position")
@@ -55,7 +57,7 @@ class Cursor(_message.Message):
     def __init__(self, phase: _Optional[int] = ..., key: _Optional[bytes] = ..., position: _Optional[int] = ...) -> None: ...
 
 class ShardRow(_message.Message):
-    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up", "fence", "restored", "inherits", "folds", "inherited")
+    __slots__ = ("shard", "state", "epoch", "start", "end", "peer", "served_epoch", "journal", "cursor", "queue", "attempt", "given_up", "fence", "restored", "inherits", "folds", "inherited", "cut")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +75,7 @@ class ShardRow(_message.Message):
     INHERITS_FIELD_NUMBER: _ClassVar[int]
     FOLDS_FIELD_NUMBER: _ClassVar[int]
     INHERITED_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
     shard: int
     state: int
     epoch: int
@@ -90,7 +93,8 @@ class ShardRow(_message.Message):
     inherits: int
     folds: bool
     inherited: bytes
-    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., restored: _Optional[int] = ..., inherits: _Optional[int] = ..., folds: bool = ..., inherited: _Optional[bytes] = ...) -> None: ...
+    cut: int
+    def __init__(self, shard: _Optional[int] = ..., state: _Optional[int] = ..., epoch: _Optional[int] = ..., start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., peer: _Optional[_Union[Peer, _Mapping]] = ..., served_epoch: _Optional[int] = ..., journal: _Optional[int] = ..., cursor: _Optional[_Union[Cursor, _Mapping]] = ..., queue: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., attempt: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., fence: _Optional[_Union[RestoreFence, _Mapping]] = ..., restored: _Optional[int] = ..., inherits: _Optional[int] = ..., folds: bool = ..., inherited: _Optional[bytes] = ..., cut: _Optional[int] = ...) -> None: ...
 
 class RestoreFence(_message.Message):
     __slots__ = ("run", "name", "generation", "beat", "next", "later", "sealed")
@@ -284,7 +288,7 @@ class PullRequest(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., gid: _Optional[int] = ..., joined: _Optional[int] = ..., attempt: _Optional[int] = ..., can_finish: bool = ..., **kwargs) -> None: ...
 
 class PullReply(_message.Message):
-    __slots__ = ("ready", "items", "next", "final", "clock_ms", "incarnation", "other_group", "frozen", "left_bytes")
+    __slots__ = ("ready", "items", "next", "final", "clock_ms", "incarnation", "other_group", "frozen", "left_bytes", "ended")
     READY_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +298,7 @@ class PullReply(_message.Message):
     OTHER_GROUP_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
     LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     ready: bool
     items: _containers.RepeatedCompositeFieldContainer[Item]
     next: Cursor
@@ -303,7 +308,8 @@ class PullReply(_message.Message):
     other_group: bool
     frozen: bool
     left_bytes: int
-    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., frozen: bool = ..., left_bytes: _Optional[int] = ...) -> None: ...
+    ended: bool
+    def __init__(self, ready: bool = ..., items: _Optional[_Iterable[_Union[Item, _Mapping]]] = ..., next: _Optional[_Union[Cursor, _Mapping]] = ..., final: bool = ..., clock_ms: _Optional[int] = ..., incarnation: _Optional[int] = ..., other_group: bool = ..., frozen: bool = ..., left_bytes: _Optional[int] = ..., ended: bool = ...) -> None: ...
 
 class ServesRequest(_message.Message):
     __slots__ = ("shard", "epoch", "gid", "joined", "attempt", "frozen")

@@ -155,6 +155,6 @@ def test_a_flood_of_one_line_is_counted_and_hides_no_other(
 
 
 def test_a_process_can_send_it_to_standard_error() -> None:
-    code = "from shardkv.audit import AuditLog; a = AuditLog(None); a.note('login', who='me', allowed=True); a.close()"
+    code = "from shardkv.server.audit import AuditLog; a = AuditLog(None); a.note('login', who='me', allowed=True); a.close()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert json.loads(done.stderr)["who"] == "me"

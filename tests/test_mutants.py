@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import shutil
 import sys
 import tempfile
@@ -817,8 +816,7 @@ class BrokenMutant(AssertionError):
 def seeds_until_found(mutant: Patch) -> int | None:
     """How many seeds it took to find the mutant; None if it survived them all."""
     story, most = MUTANTS[mutant]
-    logging.disable(logging.CRITICAL)
-    with pytest.MonkeyPatch.context() as patch:
+    with loop.silence(), pytest.MonkeyPatch.context() as patch:
         mutant(patch)
         for seed in range(most):
             try:
@@ -846,7 +844,6 @@ CASES = [
 @pytest.mark.timeout(1200)
 def test_the_simulation_finds(mutant: Patch) -> None:
     found = seeds_until_found(mutant)
-    logging.disable(logging.NOTSET)
     assert found is not None, f"{mutant.__name__} survived {MUTANTS[mutant][1]} seeds"
 
 

@@ -178,6 +178,9 @@ class Migrator:
             getattr(request, "from").CopyFrom(cursor_to_pb(row.cursor))
             body = await self._ask(row.peer.gid, row.peer.addresses, "shard.pull", request.SerializeToString())
             reply = pb.PullReply.FromString(body) if body is not None else pb.PullReply()
+            if reply.ended and row.goes_on:  # it has: what it says stays true, and we have not installed
+                await self._replica.propose(commands.ended(shard, epoch))
+                continue
             if not reply.ready:  # the giver is down, is gone, or this replica of it has not come so far
                 why = "does not answer" if body is None else "has not come so far"
                 if reply.other_group:

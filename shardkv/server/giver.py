@@ -84,7 +84,11 @@ def pull(machine: ShardMachine, request: pb.PullRequest, pace: Pace) -> pb.PullR
         return pb.PullReply(other_group=True, incarnation=machine.incarnation)
     row = lent_row(machine, request)
     if row is None:
-        return pb.PullReply(ready=False, incarnation=machine.incarnation)
+        ownership = machine.ownership
+        ended = ownership.is_us(request.gid, request.joined) and ownership.has_ended(
+            request.shard, request.epoch
+        )
+        return pb.PullReply(ready=False, ended=ended, incarnation=machine.incarnation)
     cursor = cursor_from_pb(getattr(request, "from"))
     reply = pb.PullReply(ready=True, clock_ms=machine.clock_ms, incarnation=machine.incarnation)
     reply.left_bytes = _left_bytes(machine.engine, row, cursor)

@@ -14,7 +14,7 @@ from shardkv import shardkv_pb2 as pb
 FRAME, LEARN, INSTALL, CLOSE, RELEASE, BEGIN, CLAIMED, CHECK = 1, 2, 3, 4, 5, 6, 7, 8
 ABANDON, THAW, GIVE_UP, TAKE_BACK = 9, 10, 11, 12
 RESTORE, RESTORE_CHUNK, INHERIT = 13, 14, 15
-KEEP = 16
+KEEP, ENDED = 16, 17
 FRAME_HEADER = struct.Struct("<BI")
 
 
@@ -57,6 +57,11 @@ def give_up(shard: int, epoch: int) -> bytes:
 
 def take_back(shard: int, epoch: int) -> bytes:
     return bytes([TAKE_BACK]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
+
+
+def ended(shard: int, epoch: int) -> bytes:
+    """The taker lets go of a hand-over that the giver, as it says, has taken back."""
+    return bytes([ENDED]) + pb.Step(shard=shard, epoch=epoch).SerializeToString()
 
 
 def keep(shard: int, epoch: int) -> bytes:

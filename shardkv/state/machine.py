@@ -327,9 +327,9 @@ class ShardMachine:
             step = pb.Step.FromString(body)
             effects = ownership.abandoned(step.shard, step.epoch, step.attempt)
             done = bool(effects)
-        elif kind == commands.GIVE_UP:
+        elif kind in (commands.GIVE_UP, commands.ENDED):
             step = pb.Step.FromString(body)
-            effects = ownership.gave_up(step.shard, step.epoch)
+            effects = ownership.gave_up(step.shard, step.epoch, is_ended=kind == commands.ENDED)
             done = bool(effects)
         elif kind in (commands.TAKE_BACK, commands.KEEP):
             step = pb.Step.FromString(body)

@@ -132,7 +132,9 @@ class Ownership:
             if gains and not loses:
                 # From a group of our own number as well: it held the shard, and is not us.
                 event = Event.CREATED if source is None else Event.GAINED
-                self._queue(move.shard, Pending(event, change.num, move.start, move.end, source))
+                known = self.rows.get(move.shard)
+                cut = known.cut if known is not None else 0
+                self._queue(move.shard, Pending(event, change.num, move.start, move.end, source, cut=cut))
             elif loses and not gains:
                 self._queue(move.shard, Pending(Event.LOST, change.num, peer=target))
         if change.split is not None and change.split.holder == self.gid:
@@ -143,8 +145,20 @@ class Ownership:
             merge = change.merge
             self._queue(merge.shard, Pending(Event.MERGE, other=merge.right))
             self._queue(merge.right, Pending(Event.MERGED, other=merge.shard))
+        self._note_cuts(change)
         self._follow_addresses(change)  # last: a source that joins again may be elsewhere now
         return self._drain()
+
+    def _note_cuts(self, change: Change) -> None:
+        """Shards that we have given away, as the map says, and that their new owner splits or merges."""
+        cut: set[ShardId] = set()
+        if change.split is not None and change.split.holder != self.gid:
+            cut = {change.split.shard}
+        if change.merge is not None and change.merge.holder != self.gid:
+            cut = {change.merge.shard, change.merge.right}
+        for shard in cut & self.rows.keys():
+            self.rows[shard].cut = change.num
+            self.changed.add(shard)
 
     def _follow_addresses(self, change: Change) -> None:
         """Ours as the map names them, and those of the groups that our rows deal with."""
@@ -195,10 +209,16 @@ class Ownership:
         row.attempt = attempt
         return True
 
-    def gave_up(self, shard: ShardId, epoch: int) -> list[Effect]:
-        """The taker lets go of a hand-over that the map has ended, and of the way back with it."""
+    def gave_up(self, shard: ShardId, epoch: int, is_ended: bool = False) -> list[Effect]:
+        """The taker lets go of a hand-over that the map has ended, and of the way back with it.
+
+        Of a giver that has left and joined again meanwhile, the map does not say whether the shard goes back to
+        that same group. But the giver knows, and says so (`is_ended`) when it has taken the shard back.
+        """
         row = self.rows.get(shard)
-        if row is None or not row.comes_back or self._fire(shard, epoch, Event.GIVEN_UP) is None:
+        if row is None or not (row.comes_back or (is_ended and row.goes_on)):
+            return []
+        if self._fire(shard, epoch, Event.GIVEN_UP) is None:
             return []
         row.queue.pop(0)
         row.given_up += (epoch,)
@@ -285,6 +305,11 @@ class Ownership:
         """The taker's attempt at that hand-over: none before it will ever be installed. 0 where nothing is known."""
         row = self.rows.get(shard)
         return row.attempt if row is not None and row.state is State.PULLING and row.epoch == epoch else 0
+
+    def has_ended(self, shard: ShardId, epoch: int) -> bool:
+        """Whether that hand-over from this group is over: the taker has installed, or we have taken it back."""
+        row = self.rows.get(shard)
+        return row is not None and row.epoch > epoch
 
     def has_given_up(self, shard: ShardId, epoch: int) -> bool:
         """Whether this group let go of that hand-over and will never install it."""

@@ -65,6 +65,7 @@ class Pending(KeyRange):
     peer: Group | None = None  # GAINED: the source; LOST: the taker
     other: ShardId = 0  # SPLIT, BORN, MERGE, MERGED: the other shard
     key: bytes = b""  # SPLIT: where
+    cut: int = 0  # GAINED: as `Row.cut` when it was queued
 
 
 @dataclass(slots=True)
@@ -90,14 +91,23 @@ class Row(KeyRange):
     )
     folds: bool = False  # … and that has ended, in a merge: its records go as they are taken over
     inherited: bytes = b""  # where the next step of that begins: a session
+    cut: int = 0  # the last configuration in which another group split or merged the shard; 0: none
 
     @property
     def serves(self) -> bool:
         return self.state in SERVED
 
     @property
+    def goes_on(self) -> bool:
+        """Whether the map says that the shard, while it is still on its way to us, has another owner next."""
+        return self.state is State.PULLING and bool(self.queue) and self.queue[0].event is Event.LOST
+
+    @property
     def comes_back(self) -> bool:
-        """Whether the map has ended the hand-over: the shard goes, or has gone, back to where it came from."""
+        """Whether the map has ended the hand-over: the shard goes, or has gone, back to where it came from.
+
+        Not if the taker is to split or merge the shard before it gives it back: then it needs to have it first.
+        """
         if not self.queue or self.peer is None or self.queue[0].peer is None:
             return False
         following, back = self.queue[0], self.queue[0].peer
@@ -106,4 +116,4 @@ class Row(KeyRange):
             return same and following.event is Event.LOST
         lent = self.state in (State.LENDING, State.FROZEN)
         unchanged = (following.start, following.end) == (self.start, self.end)
-        return lent and same and unchanged and following.event is Event.GAINED
+        return lent and same and unchanged and following.cut <= self.epoch and following.event is Event.GAINED

@@ -68,6 +68,7 @@ def encode_row(row: Row) -> bytes:
         inherits=row.inherits,
         folds=row.folds,
         inherited=row.inherited,
+        cut=row.cut,
     )
     for pending in row.queue:
         message.queue.add(
@@ -78,6 +79,7 @@ def encode_row(row: Row) -> bytes:
             peer=peer_to_pb(pending.peer),
             other=pending.other,
             key=pending.key,
+            cut=pending.cut,
         )
     return bytes(message.SerializeToString(deterministic=True))
 
@@ -93,6 +95,7 @@ def decode_row(data: bytes) -> Row:
             _peer(item.peer) if item.HasField("peer") else None,
             item.other,
             item.key,
+            item.cut,
         )
         for item in message.queue
     ]
@@ -114,4 +117,5 @@ def decode_row(data: bytes) -> Row:
         message.inherits,
         message.folds,
         message.inherited,
+        message.cut,
     )

@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import logging
 import math
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -55,6 +57,17 @@ class Host:
         self.paused = False
         waiting, self._waiting = self._waiting, []
         asyncio.get_running_loop()._ready.extend(waiting)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing is logged meanwhile: formatting lines costs more than many a story."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Held:

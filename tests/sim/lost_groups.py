@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 from random import Random
 
 from shardkv.client.errors import ShardKVError
@@ -104,8 +103,8 @@ async def _lose(world: World, rng: Random) -> None:
 
 
 def run_seed(seed: int) -> int:
-    logging.disable(logging.CRITICAL)
-    return loop.run(story(seed), limit=LIMIT_SECONDS)
+    with loop.silence():
+        return loop.run(story(seed), limit=LIMIT_SECONDS)
 
 
 def main() -> None:

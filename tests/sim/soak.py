@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import resource
 import signal
 import sys
@@ -176,12 +175,12 @@ async def _serve_while_a_taker_stays_low(world: World, rng: Random, work: Worklo
 
 def run_seed(seed: int) -> Outcome:
     """One seed in a worker. Events without end, or memory without bound, are failures too."""
-    logging.disable(logging.CRITICAL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGVTALRM, _took_too_long)
     signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
     try:
-        return loop.run(story(seed), limit=LIMIT_SECONDS)
+        with loop.silence():
+            return loop.run(story(seed), limit=LIMIT_SECONDS)
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
@@ -235,9 +234,9 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="print every message, fault and change of state")
     options = parser.parse_args()
     if options.seed is not None:
-        logging.disable(logging.CRITICAL)
         printing = print if options.trace else None
-        print(loop.run(story(options.seed, printing=printing), limit=LIMIT_SECONDS))
+        with loop.silence():
+            print(loop.run(story(options.seed, printing=printing), limit=LIMIT_SECONDS))
         return
     sys.exit(soak(range(options.first, options.first + options.seeds), options.workers))
 

@@ -6,7 +6,6 @@ A story of its own beside the soak: there few moves meet these at the very momen
 from __future__ import annotations
 
 import asyncio
-import logging
 from random import Random
 
 from shardkv.raft.protocol.space import Room
@@ -93,5 +92,5 @@ def _set_room(world: World, gid: int, room: Room) -> None:
 
 
 def run_seed(seed: int) -> int:
-    logging.disable(logging.CRITICAL)
-    return loop.run(story(seed), limit=LIMIT_SECONDS)
+    with loop.silence():
+        return loop.run(story(seed), limit=LIMIT_SECONDS)
