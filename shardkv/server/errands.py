@@ -241,7 +241,7 @@ class Migrator:
         backoff = BACKOFF_SECONDS[0]
         while (row := self._lent(shard, epoch)) is not None:
             assert row.peer is not None
-            if self._machine.ownership.may_keep(row):  # not closed, and the map gives it back
+            if row.state is State.LENDING:  # not closed, and the map gives it back
                 await self._replica.propose(commands.keep(shard, epoch))
                 continue
             request = pb.ServesRequest(
@@ -250,19 +250,19 @@ class Migrator:
                 gid=row.peer.gid,
                 joined=row.peer.joined,
                 attempt=row.attempt,
-                frozen=row.state is State.FROZEN,
+                frozen=True,
             )
             body = await self._ask(
                 row.peer.gid, row.peer.addresses, "shard.serves", request.SerializeToString()
             )
             reply = pb.ServesReply.FromString(body) if body is not None else pb.ServesReply()
-            if reply.yes and row.state is State.FROZEN:
+            if reply.yes:
                 await self._replica.propose(commands.release(shard, epoch))
                 self._waiting.pop((shard, epoch), None)
             elif reply.given_up and row.comes_back:
                 await self._replica.propose(commands.take_back(shard, epoch))
                 self._waiting.pop((shard, epoch), None)
-            elif reply.attempt > request.attempt and row.state is State.FROZEN:
+            elif reply.attempt > request.attempt:
                 log.warning(
                     "shard %d@%d: %s cannot take it now: we serve again", shard, epoch, _named(row.peer)
                 )

@@ -233,21 +233,13 @@ class Ownership:
         with which this attempt could be installed was ever given, and those for earlier attempts have no effect.
         """
         row = self.rows.get(shard)
-        if row is None or not row.comes_back or not (was_asked or self.may_keep(row)):
+        if row is None or not row.comes_back or (row.state is State.FROZEN and not was_asked):
             return []
         if self._fire(shard, epoch, Event.TAKEN_BACK) is None:
             return []
         row.epoch = row.served_epoch = row.queue.pop(0).epoch
         row.peer, row.journal, row.attempt = None, 0, 0
         return [DropJournal(shard), *self._drain()]
-
-    def may_keep(self, row: Row) -> bool:
-        """Whether we may take the shard back without asking the taker.
-
-        Not if we have joined again since: for the taker the shard then goes on to another group, which has only our
-        number, and it does not let go of the hand-over (`Row.comes_back`). It would ask for the copy for ever.
-        """
-        return row.state is State.LENDING and row.comes_back and self.joins[1] <= row.epoch
 
     def installed(self, shard: ShardId, epoch: int) -> list[Effect]:
         row = self._fire(shard, epoch, Event.INSTALLED)
