@@ -38,7 +38,7 @@ from shardkv.client.routing import Router
 from shardkv.shardctrler.client import AccessDenied, ControllerClient, ControllerUnavailable
 from shardkv.shardctrler.shard_map import NO_GROUP, Gid, ShardId
 from shardkv.wire import frames
-from shardkv.wire.calls import Dialer
+from shardkv.wire.calls import Dialer, retry_after
 from shardkv.wire.frames import ABANDON
 
 log = logging.getLogger(__name__)
@@ -331,5 +331,10 @@ class ClerkCore:
     def _timed_out(self, operation: Operation) -> ShardKVError:
         why = operation.why or (str(self._router.error) if self._router.error else "no answer in time")
         if self._router.config is None:
+            error = self._router.error
+            if isinstance(error, ControllerUnavailable) and error.retry_after:
+                return Busy(f"the controllers are busy: {why}", error.retry_after)
             return Unavailable(f"no controller could be reached: {why}")
+        if wait := retry_after(operation.why):
+            return Busy(operation.why, wait)
         return DeadlineExceeded(f"not done in time: {why}")

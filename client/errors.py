@@ -3,7 +3,7 @@
 ShardKVError
 ├── KeyTooLarge          the key is empty or longer than the limit
 ├── ValueTooLarge        the value, or what an append would make of it, is larger than the limit
-├── Busy                 too much is queued in this clerk; the operation was not sent
+├── Busy                 too much is queued in this clerk, or a quota is used up: come back in `retry_after` seconds
 ├── OutOfSpace           the group's disks are nearly full; deletes still work
 ├── BeingRestored        a restore writes the key's shard
 ├── PermissionDenied     the servers do not know the caller, or its role does not allow the operation
@@ -39,7 +39,12 @@ class ValueTooLarge(ShardKVError):
 
 
 class Busy(ShardKVError):
-    """The clerk's queue is full. The operation was not sent."""
+    """The clerk's queue is full, or the quota of the user or of the key's prefix is used up. Nothing was done."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        """`retry_after`: the seconds after which the servers take the next operation; 0 where they did not say."""
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class OutOfSpace(ShardKVError):

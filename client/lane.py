@@ -20,6 +20,7 @@ from typing import Protocol
 from shardkv.client.errors import (
     BadRequest,
     BeingRestored,
+    Busy,
     KeyTooLarge,
     OutOfSpace,
     PermissionDenied,
@@ -31,8 +32,16 @@ from shardkv.client.heard import HeardClocks
 from shardkv.client.operations import Numbering, Operation
 from shardkv.shardctrler.shard_map import Gid
 from shardkv.wire import backoff, frames
-from shardkv.wire.calls import Code, Dialer, Unreachable, parse
-from shardkv.wire.frames import FIRST_UNRECORDED, MalformedFrame, SectionReply, SectionStatus, Status
+from shardkv.wire.calls import Code, Dialer, Unreachable, busy_text, parse, retry_after
+from shardkv.wire.frames import (
+    FIRST_BUSY,
+    FIRST_UNRECORDED,
+    MalformedFrame,
+    SectionReply,
+    SectionStatus,
+    Status,
+    busy_seconds,
+)
 
 FRAMES_OUT = 2
 FRAME_OPERATIONS = 1024
@@ -271,7 +280,7 @@ class Lane:
             case Code.DENIED:
                 self._refuse(operations, PermissionDenied(text))
             case Code.BUSY:
-                self._again(operations, f"{address}: {code.name} {text}")
+                self._come_back(operations, f"{address}: {code.name} {text}", retry_after(text))
             case Code.RETRY:
                 self._again(operations, f"{address}: {code.name} {text}", doubt=True)
             case _:
@@ -291,6 +300,7 @@ class Lane:
         moved: list[Operation] = []
         late: list[Operation] = []
         rest: list[Operation] = []
+        early: dict[int, list[Operation]] = {}
         for operation, status, value in zip(members, reply.statuses, reply.values, strict=True):
             if status <= Status.CAS_FAILED:
                 self._owner.answered([operation], bytes([status]), [value])
@@ -300,6 +310,8 @@ class Lane:
                 rest.append(operation)
             elif status == Status.SESSION_EXPIRED and not operation.doubt:
                 late.append(operation)
+            elif status >= FIRST_BUSY:
+                early.setdefault(status, []).append(operation)
             elif status < FIRST_UNRECORDED:
                 self._owner.ended(operation, _error_of(status))  # recorded: it will not be done later either
             else:
@@ -310,6 +322,10 @@ class Lane:
             self._again(
                 tuple(rest), "the answers before it were large", at_once=True, progress=len(rest) < len(members)
             )
+        for status, refused in early.items():
+            self.answered -= len(refused)
+            wait = busy_seconds(status)
+            self._come_back(tuple(refused), busy_text("the quota of a prefix is used up", wait), wait)
         if late:
             # Sent once and not done: our idea of the time was behind this group's, and its
             # reply has mended that. Only what was sent before may have been done before.
@@ -324,6 +340,14 @@ class Lane:
         for operation in operations:
             self._owner.refused_now(operation, error)
 
+    def _come_back(self, operations: tuple[Operation, ...], why: str, wait: float) -> None:
+        """The server is busy, and says for how long (0: it does not). Who cannot wait so long is told at once."""
+        pause = wait * self._rng.uniform(1.0, 1.1)  # not all at once
+        late = asyncio.get_running_loop().time() + pause
+        self._refuse([each for each in operations if wait and each.deadline <= late], Busy(why, wait))
+        if later := tuple(each for each in operations if not wait or each.deadline > late):
+            self._again(later, why, at_least=pause)
+
     def _again(
         self,
         operations: tuple[Operation, ...],
@@ -331,6 +355,7 @@ class Lane:
         at_once: bool = False,
         doubt: bool = False,
         progress: bool = False,
+        at_least: float = 0.0,
     ) -> None:
         """Not done here, or (`doubt`) not known: back to the clerk, who looks for the lane again.
 
@@ -348,7 +373,7 @@ class Lane:
         pause = 0.0
         if not (at_once and refusals <= 2):
             pause = backoff.spread(backoff.after(refusals - 1, BACKOFF_SECONDS), self._rng)
-        self._owner.route_again(list(operations), pause)
+        self._owner.route_again(list(operations), max(pause, at_least))
 
     async def close(self) -> None:
         tasks = list(self._tasks)

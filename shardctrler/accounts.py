@@ -17,6 +17,7 @@ from enum import Enum
 
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.planner import Refused
+from shardkv.shardctrler.quotas import Quotas
 from shardkv.wire.proof import Verifier
 
 MAX_USERS = 10_000
@@ -65,6 +66,7 @@ class Accounts:
     version: int = 0
     enabled: bool = False
     users: dict[str, User] = field(default_factory=dict)
+    quotas: Quotas = field(default_factory=Quotas)
 
     # ---- changes. Raise Refused
 
@@ -102,7 +104,19 @@ class Accounts:
     def without_user(self, name: str) -> Accounts:
         if name not in self.users:
             raise Refused("UnknownUser", f"there is no user {name!r}")
-        return self._changed({key: user for key, user in self.users.items() if key != name})
+        changed = self._changed({key: user for key, user in self.users.items() if key != name})
+        return replace(changed, quotas=self.quotas.without_user(name))
+
+    def with_quota(self, request: pb.Quota) -> Accounts:
+        user = self.users.get(request.user)
+        if request.user and user is None:
+            raise Refused("UnknownUser", f"there is no user {request.user!r}")
+        if user is not None and user.role is Role.ADMIN:
+            raise Refused("BadQuota", "an admin has no quota: somebody has to be able to change them")
+        return replace(self, version=self.version + 1, quotas=self.quotas.with_quota(request))
+
+    def without_quota(self, request: pb.Quota) -> Accounts:
+        return replace(self, version=self.version + 1, quotas=self.quotas.without_quota(request))
 
     def switched(self, enabled: bool) -> Accounts:
         return self._check(replace(self, version=self.version + 1, enabled=enabled))
@@ -118,7 +132,7 @@ class Accounts:
     # ---- bytes
 
     def encode(self) -> bytes:
-        message = pb.Accounts(version=self.version, enabled=self.enabled)
+        message = pb.Accounts(version=self.version, enabled=self.enabled, quotas=self.quotas.encode())
         for name in sorted(self.users):
             user = self.users[name]
             message.users.add(
@@ -142,7 +156,7 @@ class Accounts:
             )
             for user in message.users
         }
-        return cls(message.version, message.enabled, users)
+        return cls(message.version, message.enabled, users, Quotas.decode(message.quotas))
 
     def listed(self) -> Sequence[dict[str, object]]:
         """For people: all but the verifiers."""

@@ -21,7 +21,7 @@ from shardkv.shardctrler.codec import change_from_pb, config_from_pb
 from shardkv.shardctrler.shard_map import Change, Config, Gid, Incarnation
 from shardkv.wire.backoff import longer, spread
 from shardkv.wire.bounded_json import parse_json
-from shardkv.wire.calls import Code, Dialer, Unreachable, parse
+from shardkv.wire.calls import Code, Dialer, Unreachable, parse, retry_after
 
 ATTEMPT_SECONDS = 1.0
 BACKOFF_SECONDS = (0.01, 0.5)
@@ -29,6 +29,11 @@ BACKOFF_SECONDS = (0.01, 0.5)
 
 class ControllerUnavailable(Exception):
     """No controller replica gave an answer in time; the text says what was tried."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        """`retry_after`: the last one was busy, and said to come back in so many seconds."""
+        super().__init__(text)
+        self.retry_after = retry_after
 
 
 class BadQuery(Exception):
@@ -169,7 +174,7 @@ class ControllerClient:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         payload = request.SerializeToString()
-        pause, tried, doubt = BACKOFF_SECONDS[0], dict[str, str](), False
+        pause, tried, doubt, wait = BACKOFF_SECONDS[0], dict[str, str](), False, 0.0
         while True:
             address = self._preferred
             left = deadline - loop.time()
@@ -179,7 +184,7 @@ class ControllerClient:
                 code, body = parse(await self._dialer.call(address, method, payload, min(left, attempt)))
             except (Unreachable, ValueError) as error:
                 tried[address] = str(error)
-                doubt = True
+                doubt, wait = True, 0.0
                 self._try_another()
             else:
                 match code:
@@ -196,12 +201,13 @@ class ControllerClient:
                             continue  # a fresh hint: no reason to wait
                     case _:
                         tried[address] = f"{code.name} {body.decode(errors='replace')}".strip()
+                        wait = retry_after(tried[address]) if code is Code.BUSY else 0.0
                         doubt = doubt or code in (Code.RETRY, Code.STOPPED)
                         self._try_another()
-            await asyncio.sleep(max(0.0, min(spread(pause, self._rng), deadline - loop.time())))
+            await asyncio.sleep(max(0.0, min(max(wait, spread(pause, self._rng)), deadline - loop.time())))
             pause = longer(pause, BACKOFF_SECONDS)
         what = "; ".join(f"{address}: {why}" for address, why in sorted(tried.items())) or "no time"
-        raise ControllerUnavailable(f"no controller answered within {timeout:.3g} s ({what})")
+        raise ControllerUnavailable(f"no controller answered within {timeout:.3g} s ({what})", wait)
 
     def _try_another(self) -> None:
         found = self._preferred in self._addresses  # else they have changed since

@@ -169,6 +169,10 @@ class ControllerMachine(InMemoryMachine):
                 return self.accounts.without_user(request.remove_user.name)
             case "access_control":
                 return self.accounts.switched(request.access_control.enabled)
+            case "set_quota":
+                return self.accounts.with_quota(request.set_quota)
+            case "remove_quota":
+                return self.accounts.without_quota(request.remove_quota)
             case _:
                 return None
 

@@ -23,13 +23,16 @@ from shardkv.raft.service import change_members, refusal_of
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.codec import config_to_pb
 from shardkv.shardctrler.machine import ControllerMachine
-from shardkv.wire.calls import Code, answer, refuse
+from shardkv.wire.calls import Code, answer, busy_text, refuse
+from shardkv.wire.lines import Lines
+from shardkv.wire.turns import OWNER
 
 log = logging.getLogger(__name__)
 
 MAX_WAIT_MS = 60_000
 MAX_CHANGES = 256
-MAX_WAITING = 20_000  # long polls at once; beyond, Busy
+MAX_WAITING = 20_000  # long polls at once, shared by users; beyond, Busy
+BUSY_SECONDS = 1.0
 
 
 class ControllerServer:
@@ -46,7 +49,7 @@ class ControllerServer:
         assert isinstance(replica.machine, ControllerMachine)
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
-        self._waiting = 0
+        self._waiting = Lines(MAX_WAITING)
         self._digest = (0, b"")  # of the state at which entry
         self._known = self._noticed()
         self.about: Callable[[], dict[str, object]] = dict  # of this process, for its status
@@ -161,15 +164,20 @@ class ControllerServer:
 
     def _users(self) -> dict[str, object]:
         accounts = self.machine.accounts
-        return {"enabled": accounts.enabled, "version": accounts.version, "users": accounts.listed()}
+        return {
+            "enabled": accounts.enabled,
+            "version": accounts.version,
+            "users": accounts.listed(),
+            "quotas": accounts.quotas.listed(),
+        }
 
     async def _wait_while(self, old: Callable[[], bool], wait_ms: int) -> None:
         """Return when `old` is no longer so, or the time is up: no news is an answer. Raises Busy, Stopped, NotLeader."""
         self.replica.check_serving()
         if wait_ms and old():
-            if self._waiting >= MAX_WAITING:
-                raise Busy(f"{self._waiting} clients wait for news")
-            self._waiting += 1
+            owner = OWNER.get()
+            if not self._waiting.enter(owner):
+                raise Busy(busy_text(f"{self._waiting.used} clients wait for news", BUSY_SECONDS))
             try:
                 async with asyncio.timeout(min(wait_ms, MAX_WAIT_MS) / 1000):
                     while old():
@@ -177,7 +185,7 @@ class ControllerServer:
             except TimeoutError:
                 pass
             finally:
-                self._waiting -= 1
+                self._waiting.leave(owner)
         self.replica.check_serving()
 
     def _addresses(self) -> list[str]:

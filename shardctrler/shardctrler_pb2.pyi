@@ -173,14 +173,30 @@ class User(_message.Message):
     def __init__(self, name: _Optional[str] = ..., role: _Optional[str] = ..., prefixes: _Optional[_Iterable[bytes]] = ..., verifier: _Optional[bytes] = ...) -> None: ...
 
 class Accounts(_message.Message):
-    __slots__ = ("version", "enabled", "users")
+    __slots__ = ("version", "enabled", "users", "quotas")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     USERS_FIELD_NUMBER: _ClassVar[int]
+    QUOTAS_FIELD_NUMBER: _ClassVar[int]
     version: int
     enabled: bool
     users: _containers.RepeatedCompositeFieldContainer[User]
-    def __init__(self, version: _Optional[int] = ..., enabled: bool = ..., users: _Optional[_Iterable[_Union[User, _Mapping]]] = ...) -> None: ...
+    quotas: _containers.RepeatedCompositeFieldContainer[Quota]
+    def __init__(self, version: _Optional[int] = ..., enabled: bool = ..., users: _Optional[_Iterable[_Union[User, _Mapping]]] = ..., quotas: _Optional[_Iterable[_Union[Quota, _Mapping]]] = ...) -> None: ...
+
+class Quota(_message.Message):
+    __slots__ = ("user", "prefix", "operations", "bytes", "connections")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONNECTIONS_FIELD_NUMBER: _ClassVar[int]
+    user: str
+    prefix: bytes
+    operations: int
+    bytes: int
+    connections: int
+    def __init__(self, user: _Optional[str] = ..., prefix: _Optional[bytes] = ..., operations: _Optional[int] = ..., bytes: _Optional[int] = ..., connections: _Optional[int] = ...) -> None: ...
 
 class SetUser(_message.Message):
     __slots__ = ("name", "create", "role", "set_prefixes", "prefixes", "verifier")
@@ -219,7 +235,7 @@ class AccountsRequest(_message.Message):
     def __init__(self, since: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class AdminRequest(_message.Message):
-    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "set_user", "remove_user", "access_control", "readdress", "claim")
+    __slots__ = ("session", "seq", "acked_below", "issued_ms", "join", "leave", "move", "split", "merge", "rebalance", "initialize", "set_user", "remove_user", "access_control", "set_quota", "remove_quota", "readdress", "claim")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     ACKED_BELOW_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +250,8 @@ class AdminRequest(_message.Message):
     SET_USER_FIELD_NUMBER: _ClassVar[int]
     REMOVE_USER_FIELD_NUMBER: _ClassVar[int]
     ACCESS_CONTROL_FIELD_NUMBER: _ClassVar[int]
+    SET_QUOTA_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_QUOTA_FIELD_NUMBER: _ClassVar[int]
     READDRESS_FIELD_NUMBER: _ClassVar[int]
     CLAIM_FIELD_NUMBER: _ClassVar[int]
     session: bytes
@@ -250,9 +268,11 @@ class AdminRequest(_message.Message):
     set_user: SetUser
     remove_user: RemoveUser
     access_control: SetAccessControl
+    set_quota: Quota
+    remove_quota: Quota
     readdress: Group
     claim: Claim
-    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ...) -> None: ...
+    def __init__(self, session: _Optional[bytes] = ..., seq: _Optional[int] = ..., acked_below: _Optional[int] = ..., issued_ms: _Optional[int] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ..., move: _Optional[_Union[MoveShard, _Mapping]] = ..., split: _Optional[_Union[SplitShard, _Mapping]] = ..., merge: _Optional[_Union[MergeShard, _Mapping]] = ..., rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., initialize: _Optional[_Union[Initialize, _Mapping]] = ..., set_user: _Optional[_Union[SetUser, _Mapping]] = ..., remove_user: _Optional[_Union[RemoveUser, _Mapping]] = ..., access_control: _Optional[_Union[SetAccessControl, _Mapping]] = ..., set_quota: _Optional[_Union[Quota, _Mapping]] = ..., remove_quota: _Optional[_Union[Quota, _Mapping]] = ..., readdress: _Optional[_Union[Group, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ...) -> None: ...
 
 class AdminReply(_message.Message):
     __slots__ = ("refusal", "message", "num", "clock_ms")

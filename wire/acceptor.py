@@ -26,7 +26,7 @@ from shardkv.wire.audit import Audit, NoAudit
 from shardkv.wire.auth import Standing
 from shardkv.wire.descriptors import Descriptors
 from shardkv.wire.held import HeldBytes
-from shardkv.wire.inbound import Inbound, source_of
+from shardkv.wire.inbound import OVER_QUOTA, Inbound, source_of
 from shardkv.wire.shares import Share
 from shardkv.wire.tls_handshakes import Handshakes
 
@@ -76,6 +76,8 @@ class Acceptor:
         self._closed = False
         self.turned_away: Counter[str] = Counter()  # by why
         self.accepted = self.accept_failures = 0
+        self.connections_of: Callable[[str], int] = lambda user: 0
+        """How many connections a user may have at once; 0: as many as there is room for."""
 
     @classmethod
     def of(cls, name: str, factory: Factory, descriptors: Descriptors, audit: Audit | None = None) -> Acceptor:
@@ -243,9 +245,14 @@ class Acceptor:
             return
         if standing is Standing.NODE and len(self._peers) >= self._peers.most and inbound not in self._peers:
             standing = Standing.KNOWN  # more of them than have a place of their own
-        owner = owner or inbound.source
+        user, owner = owner, owner or inbound.source
         if (standing, owner) == (inbound.standing, inbound.owner):
             return
+        inbound.over_quota = standing is Standing.KNOWN and self._is_over_quota(user)
+        if inbound.over_quota:  # it stays a stranger, and its time runs out
+            standing, owner = Standing.STRANGER, inbound.source
+            if (standing, owner) == (inbound.standing, inbound.owner):
+                return
         was = inbound.standing
         inbound.standing, inbound.owner = standing, owner
         self._leave(inbound)
@@ -257,6 +264,10 @@ class Acceptor:
         else:
             self._looked_at[inbound] = None
         self._make_room(self._share(standing))
+
+    def _is_over_quota(self, user: str) -> bool:
+        most = self.connections_of(user) if user else 0
+        return 0 < most <= self._known.held_by(user)
 
     def weigh(self, inbound: Inbound, descriptors: int) -> None:
         """It takes so many descriptors from now on."""
@@ -343,7 +354,8 @@ class Acceptor:
             if oldest.recheck is not None:
                 oldest.recheck()  # the users may have become known meanwhile
             if oldest in self._by_age:
-                self.turn_away(oldest, "it did not say in time who it is")
+                why = OVER_QUOTA if oldest.over_quota else "it did not say in time who it is"
+                self.turn_away(oldest, why)
         for _ in range(min(LOOKS, len(self._looked_at))):
             inbound = next(iter(self._looked_at))
             del self._looked_at[inbound]

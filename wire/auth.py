@@ -95,6 +95,12 @@ class Authorizer(Protocol):
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
         """What the server gets to see of a call that was let through: where a part is forbidden, that is marked."""
 
+    def busy(self, caller: Caller, method: str, payload: bytes) -> str:
+        """Why a call that may be made is not let through now, and when to come back (`busy_text`); empty if it is."""
+
+    def answered(self, caller: Caller, size: int) -> None:
+        """An answer of so many bytes goes to the caller."""
+
     def is_still(self, caller: Caller) -> bool:
         """Whether `caller` would be accepted again if it logged in now. If not, its streams are ended."""
 
@@ -108,6 +114,12 @@ class AllowAll:
 
     def admitted(self, caller: Caller, method: str, payload: bytes) -> bytes:
         return payload
+
+    def busy(self, caller: Caller, method: str, payload: bytes) -> str:
+        return ""
+
+    def answered(self, caller: Caller, size: int) -> None:
+        pass
 
     def is_still(self, caller: Caller) -> bool:
         return True

@@ -5,15 +5,17 @@ Both services use it, so that clients treat "ask another replica" alike.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
+from math import ceil
 from typing import Protocol
 
 
 class Code(IntEnum):
     OK = 0
     NOT_LEADER = 1  # text: the leader's address, or empty; nothing was done
-    BUSY = 2  # nothing was queued; back off
+    BUSY = 2  # nothing was queued; back off, for as long as the text says (`retry_after`)
     RETRY = 3  # nothing is known, or nothing was done: ask again
     BAD_REQUEST = 4  # text: what is wrong; asking again will not help
     STOPPED = 5  # this replica is down; ask another
@@ -34,6 +36,20 @@ def parse(data: bytes) -> tuple[Code, bytes]:
     if not data:
         raise ValueError("an empty answer")
     return Code(data[0]), data[1:]
+
+
+def busy_text(why: str, seconds: float) -> str:
+    """The text of a `Code.BUSY` that says when to come back. Older clients take it for a text."""
+    return f"{why}; come back in {ceil(seconds * 1000)} ms"
+
+
+_COME_BACK = re.compile(r"; come back in (\d{1,12}) ms$")
+
+
+def retry_after(text: str) -> float:
+    """The seconds that a `busy_text` names; 0 where there are none."""
+    found = _COME_BACK.search(text)
+    return int(found[1]) / 1000 if found is not None else 0.0
 
 
 class Unreachable(Exception):

@@ -27,11 +27,13 @@ from being done later.
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from math import ceil, log2
 
 MAGIC = b"SKF"
 VERSION = 2
@@ -51,6 +53,8 @@ GROWS_NOTHING = frozenset((DELETE, ABANDON))
 FORBIDDEN = (
     255  # the authorizer of a server writes it over the kinds of operations that it does not let through
 )
+FIRST_BUSY = 192  # from here to 254: a kind, and a status, that says when to come back (`busy_kind`)
+MARKED = re.compile(rb"[\xc0-\xff]")  # kinds that a server has written over others
 MAX_SECTIONS = 4096
 MAX_OPERATIONS = 4096  # of a frame: more would keep a replica busy for too long at one entry
 
@@ -74,6 +78,7 @@ class Status(IntEnum):
     NO_ROOM = 19  # the group's disks are nearly full
     NOT_ANSWERED = 20  # the answer is as large as it may be: ask for the rest at once
     RESTORING = 21  # a restore writes the key's shard: ask when it has ended
+    # From FIRST_BUSY to 254: a quota is used up. Come back when `busy_seconds` have passed.
 
 
 class SectionStatus(IntEnum):
@@ -195,7 +200,7 @@ def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:
             and max(lengths[:count]) <= limits.key_bytes
             and (kind == READ or min(lengths[:count]) > 0)
             and max(lengths[count:]) <= limits.value_bytes
-            and frame.find(FORBIDDEN, offset, offset + count) < 0
+            and MARKED.search(frame, offset, offset + count) is None
         )
         offset += fixed + blob_bytes
     if offset != len(frame):
@@ -234,15 +239,46 @@ def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operati
         yield Section(shard, session, acked_below, kinds, seqs, keys, values)
 
 
+def count_operations(frame: bytes) -> int:
+    """By the sections' headers alone; 1 for what is no frame, which is refused as what it is."""
+    operations, offset = 0, FRAME.size
+    try:
+        _, _, kind, sections, *_ = FRAME.unpack_from(frame)
+        for _ in range(min(sections, MAX_SECTIONS)):
+            _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)
+            operations += count
+            offset += SECTION.size + count * (17 if kind == WRITE else 9) + blob_bytes
+    except struct.error:
+        return 1
+    return max(1, min(operations, MAX_OPERATIONS))
+
+
+def busy_kind(seconds: float) -> int:
+    """The kind that stands for "come back in so many seconds": rounded up, by a fifth at most, to 1 ms … 46 s."""
+    return FIRST_BUSY + min(FORBIDDEN - 1 - FIRST_BUSY, max(0, ceil(4 * log2(max(seconds, 0.001) * 1000))))
+
+
+def busy_seconds(kind: int) -> float:
+    return float(2 ** ((kind - FIRST_BUSY) / 4) / 1000)
+
+
 def forbid(frame: bytes, forbids: Callable[[int, bytes, bytes], bool]) -> bytes:
     """A frame that `check_frame` has passed, with the kinds of what `forbids` (kind, key, value) overwritten.
 
     The frame itself where nothing is forbidden.
     """
+    return mark(frame, lambda kind, key, value: FORBIDDEN if forbids(kind, key, value) else kind)
+
+
+def mark(frame: bytes, kind_of: Callable[[int, bytes, bytes], int]) -> bytes:
+    """A frame that `check_frame` has passed, with the kinds that `kind_of` (kind, key, value) gives.
+
+    The frame itself where all stay as they are.
+    """
     marked, offset = bytearray(frame), FRAME.size
     for section in unpack_sections(frame):
         kinds = bytes(
-            FORBIDDEN if forbids(kind, key, value) else kind
+            kind_of(kind, key, value)
             for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True)
         )
         _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from shardkv.wire.auth import Standing
 
+OVER_QUOTA = "its user has as many connections as it may"
+
 
 class Listener(Protocol):
     """Who accepted it, and is told of it: see `Acceptor`."""
@@ -52,6 +54,7 @@ class Inbound:
         self.listener: Listener = listener or NoListener()
         self.strange_since = now  # when the time to say who one is began
         self.standing = Standing.STRANGER
+        self.over_quota = False  # its user is known, and has as many connections as it may
         self.descriptors = 1
         self.touched = False  # whether it was used since the listener last looked
         self.idle_since = now

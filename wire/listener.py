@@ -152,13 +152,21 @@ class Pipes:
         transport = found[0].transport if found is not None else None
         return common_name(transport.get_extra_info("peercert")) if transport is not None else ""
 
-    def settle(self, peer: str, standing: Standing, owner: str) -> None:
-        """This is what the caller of a call on that connection turned out to be."""
+    def settle(self, peer: str, standing: Standing, owner: str) -> str:
+        """This is what the caller of a call on that connection turned out to be.
+
+        Returns whose share of the server's places its calls use; empty where they get none, for its user has as many
+        connections as it may.
+        """
         found = self._of.get(peer.removeprefix("unix-abstract:"))
-        if found is not None:
-            found[0].settle(standing, owner)
-            if standing is not Standing.STRANGER:
-                found[1].known()
+        if found is None:
+            return owner or "?"
+        found[0].settle(standing, owner)
+        if found[0].over_quota:
+            return ""
+        if standing is not Standing.STRANGER:
+            found[1].known()
+        return found[0].owner
 
 
 class _PendingConnection(asyncio.Protocol):

@@ -9,16 +9,19 @@ from functools import partial
 
 from shardkv.wire.audit import Audit, NoAudit
 from shardkv.wire.auth import LOGIN, STRANGER, AllowAll, Authorizer, Standing
-from shardkv.wire.calls import Code, Handler, refuse
+from shardkv.wire.calls import Code, Handler, busy_text, refuse
 from shardkv.wire.framing import ANSWER, ASK, CALL, HERE, POST, MalformedStream
 from shardkv.wire.handshake import Channel, Greeter, Greeting
-from shardkv.wire.inbound import Inbound
+from shardkv.wire.inbound import OVER_QUOTA, Inbound
 from shardkv.wire.stream import MAX_QUEUED_BYTES, Stream
+from shardkv.wire.turns import OWNER
 
 log = logging.getLogger(__name__)
 
 MAX_STRANGER_QUEUED_BYTES = 64 << 10  # answers that somebody unknown does not take
 LAST_ANSWER_SECONDS = 0.2
+REST_SECONDS = 0.02  # without a look at the stream, for each call that is told to come back later
+OVER_QUOTA_SECONDS = 1.0
 MAX_CALLS_AT_ONCE = 512  # of one stream at a server; beyond, it is not read from
 
 Post = Callable[[str, bytes, "ServerStream"], None]
@@ -49,6 +52,7 @@ class ServerStream(Stream):
         self._calls: set[asyncio.Task[None]] = set()
         self._under_way_bytes = 0  # of the payloads of these
         self._reading = True
+        self._resting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -60,6 +64,7 @@ class ServerStream(Stream):
     def data_received(self, data: bytes) -> None:
         self.silence.heard_at = self._loop.time()
         self._parser.feed(data)
+        turned_back = 0
         try:
             if not self._welcomed and not self._welcome():
                 return
@@ -81,12 +86,17 @@ class ServerStream(Stream):
                         self._settle()
                 else:
                     refusal = self._authorizer.refusal(self.caller, method, payload)
-                    if refusal is None:
-                        self._begin(number, method, self._authorizer.admitted(self.caller, method, payload))
-                    else:
+                    if refusal is not None:
                         self._settle()
                         self._reply(number, refusal)
+                    elif why := self._why_busy(method, payload):
+                        turned_back += 1
+                        self._reply(number, refuse(Code.BUSY, why))
+                    else:
+                        self._begin(number, method, self._authorizer.admitted(self.caller, method, payload))
             self._count()
+            if turned_back:
+                self._rest(turned_back)
         except MalformedStream as error:
             log.warning("closed a stream from %s: %s", self._inbound.address, error)
             self.abort()
@@ -94,13 +104,34 @@ class ServerStream(Stream):
     def _settle(self) -> Standing:
         """Tell the listener who the caller is, as far as the authorizer knows now."""
         standing, owner = self._authorizer.standing(self.caller)
-        self._parser.small = standing is Standing.STRANGER
         self._inbound.settle(standing, owner)
+        self._parser.small = standing is Standing.STRANGER or self._inbound.over_quota
         return standing
+
+    def _why_busy(self, method: str, payload: bytes) -> str:
+        if self._inbound.over_quota:
+            self._settle()  # there may be room by now
+            if self._inbound.over_quota:
+                return busy_text(OVER_QUOTA, OVER_QUOTA_SECONDS)
+        return self._authorizer.busy(self.caller, method, payload)
+
+    def _rest(self, turned_back: int) -> None:
+        """Who is told to come back later, and asks all the same, costs no more than this."""
+        if self._resting is None and self._transport is not None:
+            self._resting = self._loop.call_later(min(REST_SECONDS * turned_back, 1.0), self._rested)
+            if self._reading:
+                self._reading = False
+                self._transport.pause_reading()
+
+    def _rested(self) -> None:
+        self._resting = None
+        self._read_on()
 
     def _refuse_unread(self, kind: int, number: int, method: str) -> None:
         """A large record of a stranger: the payload is skipped, and the authorizer refuses the call without it."""
         refusal = self._authorizer.refusal(self.caller, method, b"")
+        if refusal is None and self._inbound.over_quota:
+            refusal = refuse(Code.BUSY, busy_text(OVER_QUOTA, OVER_QUOTA_SECONDS))
         if kind == CALL:
             self._reply(number, refusal or refuse(Code.RETRY, "the server knows its users since this moment"))
 
@@ -199,19 +230,26 @@ class ServerStream(Stream):
         self._under_way_bytes -= size
         if self._inbound.held_bytes:
             self._count()
+        self._read_on()
+
+    def _read_on(self) -> None:
         if not self._reading and self._may_read() and self._transport is not None:
             self._reading = True
             self._transport.resume_reading()
 
     def _may_read(self) -> bool:
+        if self._resting is not None:
+            return False
         return len(self._calls) < MAX_CALLS_AT_ONCE and not (self._calls and self._inbound.listener.crowded)
 
     async def _answer(self, number: int, method: str, payload: bytes) -> None:
+        OWNER.set(self._inbound.owner)
         try:
             answer = await self._handler(method, payload)
         except Exception:  # a handler answers bad input itself: this is our bug; the caller times out
             log.exception("%s failed", method)
             return
+        self._authorizer.answered(self.caller, len(answer))
         self._reply(number, answer)
 
     def _reply(self, number: int, answer: bytes) -> None:
@@ -236,6 +274,8 @@ class ServerStream(Stream):
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
         self._inbound.ended()
+        if self._resting is not None:
+            self._resting.cancel()
         if self._greeting is not None:
             # It knows another secret, and has seen by our proof that we do not.
             self._note_login(self._greeting.caller.name, "it left without a proof")

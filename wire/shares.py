@@ -33,6 +33,10 @@ class Share(Generic[T]):
     def __contains__(self, item: T) -> bool:
         return item in self._owner_of
 
+    def held_by(self, owner: str) -> int:
+        """How many items the owner has."""
+        return len(self._items.get(owner, ()))
+
     def add(self, item: T, owner: str, weight: int = 1) -> None:
         """Also for one that is in already: with another owner or weight."""
         self.remove(item)

@@ -49,6 +49,7 @@ ELSEWHERE = {
     "check": "check:check",
     "damage": "damage:damage",
     "member": "members:member",
+    "quota": "quotas:quota",
     "user": "users:user",
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -96,6 +96,22 @@ class Metrics:
         """Report how full the process's own listener is. Call it on the event loop."""
         self.registry.register(
             _OnLoop(asyncio.get_running_loop(), lambda: list(_of_acceptor(acceptor.status())))
+        )
+
+    def watch_quotas(self, refused: Mapping[str, int]) -> None:
+        """Report what quotas refused, by whose they are. Call it on the event loop."""
+        self.registry.register(
+            _OnLoop(
+                asyncio.get_running_loop(),
+                lambda: [
+                    _by(
+                        "quota_refusals",
+                        "Operations (and gRPC calls) that a quota refused, by whose quota it is",
+                        "whose",
+                        {whose: float(refused.get(whose, 0)) for whose in ("user", "prefix")},
+                    )
+                ],
+            )
         )
 
     def watch_certificates(self, certificates: TlsFiles) -> None:

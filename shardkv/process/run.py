@@ -263,6 +263,8 @@ async def _listen(
     handler = metrics.timed(server.handle, methods.METHODS)
     listener = Listener(greeter, handler, on_post, socket, authorizer, options.descriptors, audit, pipes)
     metrics.watch_acceptor(listener.acceptor)
+    metrics.watch_quotas(authorizer.quotas.refused)
+    listener.acceptor.connections_of = authorizer.quotas.connections
     about = {"knows_processes": authorizer.knows_processes, "version": version("shardkv")}
 
     def tell() -> dict[str, object]:

@@ -21,20 +21,24 @@ from google.protobuf.message import DecodeError
 from shardkv import shardkv_pb2 as pb
 from shardkv.raft.transport import MAIL
 from shardkv.server.audit import CHANGES, describe, describe_admin
+from shardkv.server.quotas import Enforcer
 from shardkv.shardctrler import shardctrler_pb2 as ctl
 from shardkv.shardctrler.accounts import Accounts, Role, User
 from shardkv.state.owned_sessions import SESSION_BYTES, own_frame, owned
 from shardkv.wire import frames
 from shardkv.wire.audit import Audit, NoAudit
 from shardkv.wire.auth import Caller, Login, Standing
-from shardkv.wire.calls import Code, refuse
+from shardkv.wire.calls import Code, busy_text, refuse
 from shardkv.wire.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
 from shardkv.wire.handshake import NotKnownYet
+from shardkv.wire.inbound import OVER_QUOTA
 from shardkv.wire.listener import Pipes
 from shardkv.wire.methods import CALLS, UNARY, Right
 from shardkv.wire.node_name import Member
 from shardkv.wire.proof import Verifier
 from shardkv.wire.secrets import Secrets
+from shardkv.wire.server_stream import OVER_QUOTA_SECONDS
+from shardkv.wire.turns import OWNER
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class Access:
         self._accounts, self._member, self._secrets, self._tls = accounts, member, secrets, tls
         self._limits = limits
         self._audit: Audit = audit or NoAudit()
+        self.quotas = Enforcer(accounts, self._audit)
 
     @property
     def knows_processes(self) -> bool:
@@ -203,19 +208,32 @@ class Access:
                 self._note_change(caller, method, payload)
             return payload
         accounts = self._accounts()
-        if accounts is None or not accounts.enabled or not caller.user:
-            return payload
-        user = self._user(accounts, caller)
-        if user is None or user.role is Role.ADMIN or not user.prefixes:
+        user = self._user(accounts, caller) if accounts is not None and accounts.enabled else None
+        bounded = user is not None and user.role is not Role.ADMIN and bool(user.prefixes)
+        if not bounded and not self.quotas.of_prefixes:
             return payload
         try:
             frames.check_frame(payload, FRAME_KINDS[method], self._limits)
         except MalformedFrame:
             return payload  # nothing of it will be done: it is refused as what it is
+        if user is not None and bounded:
+            payload = self._inside(user, caller, method, payload)
+        return self.quotas.marked(caller.name, caller.address, method, payload)
+
+    def _inside(self, user: User, caller: Caller, method: str, payload: bytes) -> bytes:
         marked = frames.forbid(payload, lambda kind, key, value: self._forbids(user, kind, key, value))
         if marked is not payload:
             self._deny(caller, method, f"{user.name} may not touch that key")
         return marked
+
+    def busy(self, caller: Caller, method: str, payload: bytes) -> str:  # hot: runs per frame
+        """See `wire.auth.Authorizer`: the quota of the caller is used up."""
+        if method not in FRAME_KINDS:
+            return ""
+        return self.quotas.frame(caller.user, caller.address, method, payload)
+
+    def answered(self, caller: Caller, size: int) -> None:
+        self.quotas.answered(caller.user, size)
 
     def _forbids(self, user: User, kind: int, key: bytes, value: bytes) -> bool:
         return not (self._scans_inside(user, key, value) if kind == SCAN_OP else user.may_touch([key]))
@@ -290,6 +308,14 @@ class Access:
             )
         return ""
 
+    def unary_wait(self, caller: Caller, path: str, request: Any) -> float:
+        """Seconds until an operation may come again, where a quota is used up; 0: it is let through, and counted."""
+        right = UNARY[path]
+        if right is not Right.READ and right is not Right.WRITE:
+            return 0.0
+        key = request.start if isinstance(request, pb.ScanRequest) else request.key
+        return self.quotas.unary(caller.user, caller.address, AS_STREAM[right], key, request.ByteSize())
+
     def _why_not_unary(self, user: User | None, right: Right, request: Any) -> str:
         if user is not None and user.prefixes and request is not None and right in (Right.READ, Right.WRITE):
             scans = isinstance(request, pb.ScanRequest)
@@ -348,7 +374,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         async def guarded(requests: Any, context: Any) -> Any:
             peer = context.peer()
             caller = self._access.grpc_caller(metadata, self._pipes.address(peer), self._pipes.certified(peer))
-            self._pipes.settle(peer, *self._access.standing(caller))
+            owner = self._pipes.settle(peer, *self._access.standing(caller))
+            OWNER.set(owner)
             why, request = self._access.grpc_refusal(caller, path, None), None
             if not why:
                 request = await anext(aiter(requests), None)
@@ -358,13 +385,25 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if why:
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
             assert request is not None
+            if not owner:
+                await _come_back(context, OVER_QUOTA, OVER_QUOTA_SECONDS)
+            if wait := self._access.unary_wait(caller, path, request):
+                await _come_back(context, "a quota is used up", wait)
             if UNARY[path] is Right.WRITE and len(request.identity.session) == SESSION_BYTES:
                 request.identity.session = owned(request.identity.session, caller.user)
-            return await serve(request, context)
+            reply = await serve(request, context)
+            self._access.answered(caller, reply.ByteSize())
+            return reply
 
         return grpc.stream_unary_rpc_method_handler(
             guarded, handler.request_deserializer, handler.response_serializer
         )
+
+
+async def _come_back(context: Any, why: str, seconds: float) -> None:
+    """As gRPC's proposal A6 has it, which some clients' retries heed."""
+    pushback = ("grpc-retry-pushback-ms", str(max(1, round(seconds * 1000))))
+    await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, busy_text(why, seconds), (pushback,))
 
 
 async def _not_in_table(request: Any, context: Any) -> None:

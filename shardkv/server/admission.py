@@ -12,6 +12,7 @@ from collections.abc import Callable
 from shardkv.wire import frames
 from shardkv.wire.frames import (
     CAS_OP,
+    FIRST_BUSY,
     FORBIDDEN,
     GROWS_NOTHING,
     READ,
@@ -72,6 +73,8 @@ def _judge(section: Section, frame_kind: int, limits: Limits, has_room: bool) ->
     for kind, key, value in zip(section.kinds, section.keys, section.values, strict=True):
         if kind == FORBIDDEN:
             statuses.append(Status.DENIED)
+        elif kind >= FIRST_BUSY:
+            statuses.append(kind)
         elif len(key) > limits.key_bytes or (frame_kind != READ and not key):
             statuses.append(Status.KEY_SIZE)
         elif _value_bytes(kind, value) > limits.value_bytes:

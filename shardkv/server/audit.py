@@ -1,7 +1,7 @@
 """The audit log: who was let in and who was not, and what was changed, one JSON object a line.
 
     time     ISO 8601, UTC
-    kind     connection, tls, login, denied, admin, read-all, certificate; left-out
+    kind     connection, tls, login, denied, busy, admin, read-all, certificate; left-out
     who      the user's or the certificate's name, as far as it is known
     address  where the connection comes from
     door     main (streams and gRPC), stream, grpc, page, metrics
@@ -183,6 +183,7 @@ def printable(text: str) -> str:
 
 # ---- what is asked for
 
+AS_COMMANDS = {"remove_user": "user remove", "set_quota": "quota set", "remove_quota": "quota remove"}
 CHANGES = frozenset(["ctl.admin", "raft.members", "kv.transfer"])
 
 
@@ -212,7 +213,7 @@ def describe_admin(request: ctl.AdminRequest) -> str:
         shown.ClearField("verifier")
         token = " with a new token" if message.verifier else ""
         return f"user {'add' if message.create else 'set'}: {_text(shown)}{token}"
-    return f"{'user remove' if name == 'remove_user' else name}: {_text(message)}"
+    return f"{AS_COMMANDS.get(name, name)}: {_text(message)}"
 
 
 def _text(message: Message) -> str:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.raft import figures
-from shardkv.raft.errors import RaftError
+from shardkv.raft.errors import Busy, RaftError
 from shardkv.raft.protocol.types import NodeId
 from shardkv.raft.reconfigure import transfer
 from shardkv.raft.replica import Replica
@@ -36,11 +36,15 @@ from shardkv.state.machine import ShardMachine
 from shardkv.state.row import Row, State
 from shardkv.storage.engine import ViewGone
 from shardkv.wire import frames
-from shardkv.wire.calls import Code, Dialer, answer, refuse
+from shardkv.wire.calls import Code, Dialer, answer, busy_text, refuse
 from shardkv.wire.frames import Limits, MalformedFrame
+from shardkv.wire.lines import Lines
+from shardkv.wire.turns import OWNER
 
 log = logging.getLogger(__name__)
 
+MAX_READS = 8192  # frames under way at once, shared by users; beyond, Busy
+BUSY_SECONDS = 0.1
 COPYING = ("exactly-once records", "data", "changes since")  # by the phase of a hand-over
 
 
@@ -63,6 +67,7 @@ class GroupServer:
         self._pace, self._loans = pace, giver.Closing(pace)
         self._rng = rng
         self._reader = Reader(self.machine, replica.looking)
+        self._reads = Lines(MAX_READS)
         self._checks = Checks(self.machine)
         self._views = Views(self.machine, self._checks)
         self._sizes = Sizes(self.machine)
@@ -173,14 +178,29 @@ class GroupServer:
     async def read(self, frame: bytes) -> bytes:
         """Answer a read frame linearizably, on any replica. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.READ, self._limits)
-        await self.replica.read_barrier()
-        return await self._read(frame, header)
+        owner = self._begin_read()
+        try:
+            await self.replica.read_barrier()
+            return await self._read(frame, header)
+        finally:
+            self._reads.leave(owner)
 
     async def read_stale(self, frame: bytes) -> bytes:
         """Answer from what is applied here, however old. Raises MalformedFrame, RaftError."""
         header = frames.check_frame(frame, frames.READ, self._limits)
         self.replica.check_running()
-        return await self._read(frame, header)
+        owner = self._begin_read()
+        try:
+            return await self._read(frame, header)
+        finally:
+            self._reads.leave(owner)
+
+    def _begin_read(self) -> str:
+        """Whose place the read takes. Raises Busy."""
+        owner = OWNER.get()
+        if not self._reads.enter(owner):
+            raise Busy(busy_text(f"{self._reads.used} reads are under way", BUSY_SECONDS))
+        return owner
 
     async def _read(self, frame: bytes, header: frames.FrameHeader) -> bytes:
         if header.plain:

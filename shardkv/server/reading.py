@@ -5,7 +5,8 @@ for again at once; the first operation of a frame is answered whatever its size,
 
 A long frame is answered in slices, and the event loop runs between these. Each get and each page is a read at
 one moment between the call and its answer. After a pause the shard may be another group's: ownership is looked
-at again for each slice. Long frames take turns, so that callers wait for one slice and not for one of each.
+at again for each slice. Long frames take turns, so that callers wait for one slice and not for one of each; users
+take turns as well, so that one with many long frames does not hold up the others'.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shardkv.state.machine import ShardMachine
 from shardkv.state.row import Row
 from shardkv.wire import frames
 from shardkv.wire.frames import GET, SCAN_OP, MalformedFrame, Section, Status
+from shardkv.wire.turns import OWNER, Turns
 
 SCAN_PAGE_BYTES = 1 << 20
 SCAN_PAGE_PAIRS = 4096
@@ -69,7 +71,7 @@ class Reader:
     def __init__(self, machine: ShardMachine, looking: Callable[[], AbstractContextManager[None]]) -> None:
         """`looking` stands around every look into the engine (`Replica.looking`)."""
         self._machine, self._looking = machine, looking
-        self._turn = asyncio.Lock()  # of the one long frame that is being answered
+        self._turn = Turns()  # of the one long frame that is being answered
 
     async def read(self, frame: bytes) -> bytes:
         """The reply to a plain read frame (`check_frame`). Refusals are in the reply."""
@@ -108,7 +110,7 @@ class Reader:
     async def _pause(self, budget: _Budget) -> None:
         """Let others run. The replica may have stopped meanwhile: the next look finds that out."""
         if not budget.is_long:
-            await self._turn.acquire()
+            await self._turn.acquire(OWNER.get())
             budget.is_long = True
         await asyncio.sleep(0)
         budget.begin_slice()
