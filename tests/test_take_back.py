@@ -376,7 +376,8 @@ class Two:
 
     def move(self) -> None:
         """To the other group, which may have left and joined again since it had the shard."""
-        num, joined = len(self.config) + 1, ()
+        num = len(self.config) + 1
+        joined: tuple[Group, ...] = ()
         if self.rng.random() < 0.3:
             self.config.append(Change(num, left=(self.other.gid,)))
             num += 1
