@@ -6,11 +6,13 @@ Each write is exactly-once and in order with the clerk's other writes to its key
 from __future__ import annotations
 
 from shardkv.client.errors import BatchError, ShardKVError
+from shardkv.client.ranges import pack_step
 from shardkv.client.requests import Key, check_key, check_value
-from shardkv.wire.frames import APPEND, DELETE, PUT, Limits, Status
+from shardkv.wire import frames
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, INCR, PUT, Limits, Status
 
 Write = tuple[int, bytes, bytes]
-Outcome = bool | ShardKVError | None
+Outcome = bool | int | ShardKVError | None
 
 
 class Writes:
@@ -31,15 +33,32 @@ class Writes:
     def delete(self, key: Key) -> None:
         self._add(DELETE, key, b"")
 
+    def cas(self, key: Key, expected: Key | None, new: Key) -> None:
+        before = None if expected is None else check_value(expected, self._limits)
+        self._add(CAS_OP, key, frames.pack_cas(before, check_value(new, self._limits)))
+
+    def put_if_absent(self, key: Key, value: Key) -> None:
+        self.cas(key, None, value)
+
+    def incr(self, key: Key, by: int = 1) -> None:
+        self._add(INCR, key, pack_step(by))
+
     def _add(self, kind: int, key: Key, value: bytes) -> None:
         self._writes.append((kind, check_key(key, self._limits), value))
 
     def _settle(self, writes: list[Write], answers: list[tuple[int, bytes] | ShardKVError]) -> None:
         """Note the results. Raises BatchError unless all were done."""
         self.results = [
-            answer if isinstance(answer, ShardKVError) else (answer[0] == Status.OK if kind == DELETE else None)
+            answer if isinstance(answer, ShardKVError) else _outcome(kind, *answer)
             for (kind, _, _), answer in zip(writes, answers, strict=True)
         ]
         first = next((answer for answer in answers if isinstance(answer, ShardKVError)), None)
         if first is not None:
             raise BatchError(self.results) from first
+
+
+def _outcome(kind: int, status: int, value: bytes) -> Outcome:
+    """What the call of this kind returns."""
+    if kind == INCR:
+        return int(value)
+    return status == Status.OK if kind in (DELETE, CAS_OP) else None

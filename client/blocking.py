@@ -21,17 +21,19 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
+from typing import Any, Literal, overload
 
 from shardkv.client.batch import Writes
-from shardkv.client.clerk import LIMITS, SCAN_PAGE, Consistency
+from shardkv.client.clerk import LIMITS, Consistency
 from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
 from shardkv.client.errors import ClerkClosed, ShardKVError
 from shardkv.client.operations import Operation
-from shardkv.client.requests import Key, check_key, check_value, to_bytes
+from shardkv.client.ranges import Count, Delete, Scan, bounds, pack_step
+from shardkv.client.requests import Key, check_key, check_value
 from shardkv.wire import frames
 from shardkv.wire.auth import Login, Operator
 from shardkv.wire.dialer import TcpDialer
-from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, INCR, PUT, Limits, Status
 from shardkv.wire.tls import Tls
 
 try:  # faster, where it is installed: pip install 'shardkv[fast]'
@@ -164,6 +166,35 @@ class ShardClerk:
         status, _ = self._call(CAS_OP, check_key(key, self._limits), packed, WRITE_LANE, timeout)
         return status == Status.OK
 
+    def put_if_absent(self, key: Key, value: Key, *, timeout: float | None = None) -> bool:
+        """Set `key` to `value` if it is absent; whether it was set."""
+        return self.cas(key, None, value, timeout=timeout)
+
+    def incr(self, key: Key, by: int = 1, *, timeout: float | None = None) -> int:
+        """Add `by` to the number that `key` has; returns the new number. See `AsyncShardClerk.incr`."""
+        _, value = self._call(INCR, check_key(key, self._limits), pack_step(by), WRITE_LANE, timeout)
+        return int(value)
+
+    def delete_range(self, start: Key | None, end: Key | None, *, timeout: float | None = None) -> int:
+        """Remove the keys with start <= key < end; how many there were. See `AsyncShardClerk.delete_range`."""
+        return self._delete(*bounds(start, end, None), timeout)
+
+    def delete_prefix(self, prefix: Key, *, timeout: float | None = None) -> int:
+        """Remove the keys that begin with `prefix`, as `delete_range` does. Raises ValueError for an empty one."""
+        if not prefix:
+            raise ValueError("an empty prefix is every key: delete_range(None, None) removes all")
+        return self._delete(*bounds(None, None, prefix), timeout)
+
+    def _delete(self, start: bytes, end: bytes, timeout: float | None) -> int:
+        pages, deadline = Delete(start, end), self._deadline(timeout)
+        while (asked := pages.ask()) is not None:
+            try:
+                _, tally = self._call(*asked, WRITE_LANE, deadline - time.monotonic())
+            except ShardKVError as error:
+                raise pages.ended_by(error) from error
+            pages.take(tally)
+        return pages.deleted
+
     # ---- reads
 
     def get(
@@ -187,26 +218,67 @@ class ShardClerk:
             for key, (status, value) in zip(wanted, found, strict=True)
         }
 
+    @overload
+    def scan(
+        self,
+        start: Key | None = ...,
+        end: Key | None = ...,
+        limit: int | None = ...,
+        *,
+        prefix: Key | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[False] = ...,
+        timeout: float | None = ...,
+        consistency: Consistency = ...,
+    ) -> Iterator[tuple[bytes, bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        start: Key | None = ...,
+        end: Key | None = ...,
+        limit: int | None = ...,
+        *,
+        prefix: Key | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[True],
+        timeout: float | None = ...,
+        consistency: Consistency = ...,
+    ) -> Iterator[bytes]: ...
+
     def scan(
         self,
         start: Key | None = b"",
         end: Key | None = b"",
         limit: int | None = None,
         *,
+        prefix: Key | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         timeout: float | None = None,
         consistency: Consistency = "leader",
-    ) -> Iterator[tuple[bytes, bytes]]:
+    ) -> Iterator[Any]:
         """Pairs with start <= key < end in key order, lazily; see `AsyncShardClerk.scan`."""
-        cursor, stop = to_bytes(start or b""), to_bytes(end or b"")
-        left = limit if limit is not None else 1 << 62
-        while left > 0 and not (stop and cursor >= stop):
-            asked = frames.pack_scan(stop, min(left, SCAN_PAGE))
-            _, page = self._call(SCAN_OP, cursor, asked, READ_LANES[consistency], timeout)
-            finished, cursor, pairs = frames.unpack_page(page)
-            yield from pairs
-            left -= len(pairs)
-            if finished:
-                return
+        pages = Scan(*bounds(start, end, prefix), limit, reverse, keys_only)
+        while (asked := pages.ask()) is not None:
+            _, page = self._call(*asked, READ_LANES[consistency], timeout)
+            yield from pages.take(page)
+
+    def count(
+        self,
+        start: Key | None = b"",
+        end: Key | None = b"",
+        *,
+        prefix: Key | None = None,
+        timeout: float | None = None,
+        consistency: Consistency = "leader",
+    ) -> int:
+        """How many keys there are with start <= key < end, or with the `prefix`. See `AsyncShardClerk.count`."""
+        pages, deadline = Count(*bounds(start, end, prefix)), self._deadline(timeout)
+        while (asked := pages.ask()) is not None:
+            _, tally = self._call(*asked, READ_LANES[consistency], deadline - time.monotonic())
+            pages.take(tally)
+        return pages.found
 
     def batch(self) -> Batch:
         """Collect writes and send them together: `with clerk.batch() as b: b.put(…)`."""
@@ -217,6 +289,9 @@ class ShardClerk:
         return self._core.answered_by_group()
 
     # ---- inside
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (self.timeout if timeout is None else timeout)
 
     def _call(self, kind: int, key: bytes, value: bytes, lane: int, timeout: float | None) -> tuple[int, bytes]:
         return self._begin(kind, key, value, lane, timeout).wait()

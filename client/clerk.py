@@ -15,23 +15,23 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from random import Random
-from typing import Literal
+from typing import Any, Literal, overload
 
 from shardkv.client.batch import Writes
 from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
 from shardkv.client.errors import ShardKVError
 from shardkv.client.operations import Operation
-from shardkv.client.requests import Key, check_key, check_value, to_bytes
+from shardkv.client.ranges import Count, Delete, Scan, bounds, pack_step
+from shardkv.client.requests import Key, check_key, check_value
 from shardkv.wire import frames
 from shardkv.wire.auth import Login, Operator
 from shardkv.wire.calls import Dialer
 from shardkv.wire.dialer import TcpDialer
-from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, PUT, SCAN_OP, Limits, Status
+from shardkv.wire.frames import APPEND, CAS_OP, DELETE, GET, INCR, PUT, Limits, Status
 from shardkv.wire.tls import Tls
 
 Consistency = Literal["leader", "any", "stale"]
 LIMITS = Limits()
-SCAN_PAGE = 1000
 
 
 class AsyncShardClerk:
@@ -98,6 +98,42 @@ class AsyncShardClerk:
         status, _ = await self._write(CAS_OP, key, packed, timeout)
         return status == Status.OK
 
+    async def put_if_absent(self, key: Key, value: Key, *, timeout: float | None = None) -> bool:
+        """Set `key` to `value` if it is absent; whether it was set."""
+        return await self.cas(key, None, value, timeout=timeout)
+
+    async def incr(self, key: Key, by: int = 1, *, timeout: float | None = None) -> int:
+        """Add `by` to the decimal integer that `key` has, 0 if it is absent. Returns the new number, as it was then.
+
+        Raises NotANumber for another value, CounterOverflow beyond 64 bits.
+        """
+        _, value = await self._write(INCR, key, pack_step(by), timeout)
+        return int(value)
+
+    async def delete_range(self, start: Key | None, end: Key | None, *, timeout: float | None = None) -> int:
+        """Remove the keys with start <= key < end; how many there were. Empty or None ends are open.
+
+        A page of up to 1,000 keys of one shard is removed at one moment, the next page at another. If the call
+        ends between them, it raises PartlyDeleted. `timeout` is for the whole call.
+        """
+        return await self._delete(*bounds(start, end, None), timeout)
+
+    async def delete_prefix(self, prefix: Key, *, timeout: float | None = None) -> int:
+        """Remove the keys that begin with `prefix`, as `delete_range` does. Raises ValueError for an empty one."""
+        if not prefix:
+            raise ValueError("an empty prefix is every key: delete_range(None, None) removes all")
+        return await self._delete(*bounds(None, None, prefix), timeout)
+
+    async def _delete(self, start: bytes, end: bytes, timeout: float | None) -> int:
+        pages, deadline = Delete(start, end), self._deadline(timeout)
+        while (asked := pages.ask()) is not None:
+            try:
+                _, tally = await self._submit(*asked, WRITE_LANE, deadline - self._loop.time())
+            except ShardKVError as error:
+                raise pages.ended_by(error) from error
+            pages.take(tally)
+        return pages.deleted
+
     # ---- reads
 
     async def get(
@@ -122,36 +158,77 @@ class AsyncShardClerk:
         )
         return dict(zip(wanted, values, strict=True))
 
+    @overload
+    def scan(
+        self,
+        start: Key | None = ...,
+        end: Key | None = ...,
+        limit: int | None = ...,
+        *,
+        prefix: Key | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[False] = ...,
+        timeout: float | None = ...,
+        consistency: Consistency = ...,
+    ) -> AsyncIterator[tuple[bytes, bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        start: Key | None = ...,
+        end: Key | None = ...,
+        limit: int | None = ...,
+        *,
+        prefix: Key | None = ...,
+        reverse: bool = ...,
+        keys_only: Literal[True],
+        timeout: float | None = ...,
+        consistency: Consistency = ...,
+    ) -> AsyncIterator[bytes]: ...
+
     async def scan(
         self,
         start: Key | None = b"",
         end: Key | None = b"",
         limit: int | None = None,
         *,
+        prefix: Key | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
         timeout: float | None = None,
         consistency: Consistency = "leader",
-    ) -> AsyncIterator[tuple[bytes, bytes]]:
+    ) -> AsyncIterator[Any]:
         """Pairs with start <= key < end in key order, fetched a page at a time as they are used.
 
-        Empty or None ends are open. Each page is linearizable; a long scan does not
-        freeze the data under it.
+        Empty or None ends are open; `prefix` stands for both ends. `reverse`: from the largest key down. `keys_only`:
+        keys instead of pairs, and no value travels. `timeout` is for a page. Each page is linearizable; a long scan
+        does not freeze the data under it.
         """
-        cursor, stop = to_bytes(start or b""), to_bytes(end or b"")
-        left = limit if limit is not None else 1 << 62
-        while left > 0 and not (stop and cursor >= stop):
-            finished, cursor, pairs = await self._page(cursor, stop, min(left, SCAN_PAGE), timeout, consistency)
-            for pair in pairs:
-                yield pair
-            left -= len(pairs)
-            if finished:
-                return
+        pages = Scan(*bounds(start, end, prefix), limit, reverse, keys_only)
+        while (asked := pages.ask()) is not None:
+            _, page = await self._submit(*asked, READ_LANES[consistency], timeout)
+            for item in pages.take(page):
+                yield item
 
-    async def _page(
-        self, cursor: bytes, stop: bytes, limit: int, timeout: float | None, consistency: Consistency
-    ) -> tuple[bool, bytes, list[tuple[bytes, bytes]]]:
-        lane = READ_LANES[consistency]
-        _, page = await self._submit(SCAN_OP, cursor, frames.pack_scan(stop, limit), lane, timeout)
-        return frames.unpack_page(page)
+    async def count(
+        self,
+        start: Key | None = b"",
+        end: Key | None = b"",
+        *,
+        prefix: Key | None = None,
+        timeout: float | None = None,
+        consistency: Consistency = "leader",
+    ) -> int:
+        """How many keys there are with start <= key < end, or with the `prefix`. `timeout` is for the whole call.
+
+        A page of up to 4,096 keys of one shard is counted at one moment, the next page at another.
+        """
+        pages, deadline = Count(*bounds(start, end, prefix)), self._deadline(timeout)
+        while (asked := pages.ask()) is not None:
+            left = deadline - self._loop.time()
+            _, tally = await self._submit(*asked, READ_LANES[consistency], left)
+            pages.take(tally)
+        return pages.found
 
     def batch(self) -> AsyncBatch:
         """Collect writes and send them together: `async with clerk.batch() as b: b.put(…)`."""
@@ -162,6 +239,9 @@ class AsyncShardClerk:
         return self._core.answered_by_group()
 
     # ---- inside
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._loop.time() + (self.timeout if timeout is None else timeout)
 
     async def _write(self, kind: int, key: Key, value: bytes, timeout: float | None) -> tuple[int, bytes]:
         return await self._submit(kind, check_key(key, self._limits), value, WRITE_LANE, timeout)

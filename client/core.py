@@ -39,7 +39,7 @@ from shardkv.shardctrler.client import AccessDenied, ControllerClient, Controlle
 from shardkv.shardctrler.shard_map import NO_GROUP, Gid, ShardId
 from shardkv.wire import frames
 from shardkv.wire.calls import Dialer, retry_after
-from shardkv.wire.frames import ABANDON
+from shardkv.wire.frames import ABANDON, RANGE_BACK
 
 log = logging.getLogger(__name__)
 
@@ -264,7 +264,10 @@ class ClerkCore:
                 self._route(operation, self._outstanding[operation])
 
     def _route(self, operation: Operation, lane_kind: int) -> None:  # hot: runs per operation
-        shard, gid = self._router.lookup(operation.key)
+        if operation.kind == RANGE_BACK:
+            shard, gid = self._router.lookup_below(operation.key)
+        else:
+            shard, gid = self._router.lookup(operation.key)
         if gid == NO_GROUP:
             operation.why = f"no group serves shard {shard.id}"
             self._router.refresh()

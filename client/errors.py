@@ -3,6 +3,8 @@
 ShardKVError
 ├── KeyTooLarge          the key is empty or longer than the limit
 ├── ValueTooLarge        the value, or what an append would make of it, is larger than the limit
+├── NotANumber           an incr of a key whose value is no decimal integer
+├── CounterOverflow      an incr would take the counter out of the 64-bit integers
 ├── Busy                 too much is queued in this clerk, or a quota is used up: come back in `retry_after` seconds
 ├── OutOfSpace           the group's disks are nearly full; deletes still work
 ├── BeingRestored        a restore writes the key's shard
@@ -10,7 +12,8 @@ ShardKVError
 ├── Unavailable          nobody could be reached in time; the operation was not sent
 ├── DeadlineExceeded     the time was up
 │   └── OutcomeUnknown   the write may have been done: it was sent, and nobody said what became of it
-│       └── SessionExpired   … and a retry came too late to tell
+│       ├── SessionExpired   … and a retry came too late to tell
+│       └── PartlyDeleted    a delete_range ended before its range did: `deleted` keys are gone, from `rest` on is left
 ├── BadRequest           a server refused the operation: asking again will not help
 ├── BatchError           not all writes of a batch were done: `outcomes` tells of each
 ├── ClerkClosed          the clerk is closed
@@ -36,6 +39,14 @@ class KeyTooLarge(ShardKVError):
 
 class ValueTooLarge(ShardKVError):
     """The value is beyond the limit. Nothing was done."""
+
+
+class NotANumber(ShardKVError):
+    """The key's value is no decimal integer of 64 bits, so it cannot be counted up. Nothing was done."""
+
+
+class CounterOverflow(ShardKVError):
+    """The counter, or the step, would leave the 64-bit integers. Nothing was done."""
 
 
 class Busy(ShardKVError):
@@ -78,6 +89,18 @@ class SessionExpired(OutcomeUnknown):
     """A write was tried again too late to tell whether it had been done. It was not done again."""
 
 
+class PartlyDeleted(OutcomeUnknown):
+    """A delete_range ended before its range did. Its `__cause__` is the error that ended it.
+
+    What lies below `rest` is deleted, `deleted` keys; the page that begins at `rest` may be deleted or not, as
+    the cause says; what lies above is as it was. Call again for the rest.
+    """
+
+    def __init__(self, deleted: int, rest: bytes, cause: ShardKVError) -> None:
+        super().__init__(f"{deleted} keys are deleted, and what begins at {rest!r} may not be: {cause}")
+        self.deleted, self.rest = deleted, rest
+
+
 class BadRequest(ShardKVError):
     """A server refused the operation; asking again will not help. Nothing was done."""
 
@@ -85,7 +108,7 @@ class BadRequest(ShardKVError):
 class BatchError(ShardKVError):
     """Some writes of a batch were not done, or may not have been done."""
 
-    def __init__(self, outcomes: Sequence[bool | ShardKVError | None]) -> None:
+    def __init__(self, outcomes: Sequence[bool | int | ShardKVError | None]) -> None:
         """`outcomes`: for each write, in order, what its call would have returned or raised."""
         self.outcomes = tuple(outcomes)
         errors = [outcome for outcome in outcomes if isinstance(outcome, ShardKVError)]

@@ -14,6 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
+from operator import attrgetter
 from random import Random
 from typing import Protocol
 
@@ -21,7 +22,9 @@ from shardkv.client.errors import (
     BadRequest,
     BeingRestored,
     Busy,
+    CounterOverflow,
     KeyTooLarge,
+    NotANumber,
     OutOfSpace,
     PermissionDenied,
     SessionExpired,
@@ -57,6 +60,7 @@ SILENT_ROUNDS = 2  # of frames without any answer, one for each replica, after w
 SectionKey = tuple[int, Numbering | None]
 
 _frame_numbers = count(1)
+_kind_of = attrgetter("kind")
 
 
 class Owner(Protocol):
@@ -197,6 +201,7 @@ class Lane:
             least_ms,
             [self._pack(key, members) for key, members in sections.items()],
             self._owner.heard.highest_ms,
+            frames.version_for(bytes(map(_kind_of, operations))),
         )
         address = self._choose(addresses)
         patience = ATTEMPT_SECONDS + self._answer_bytes * len(operations) / ANSWER_BYTES_PER_SECOND
@@ -414,6 +419,10 @@ def _error_of(status: int) -> ShardKVError:
             return ValueTooLarge("the value would be larger than the server takes")
         case Status.BAD_OPERATION:
             return BadRequest("the server takes the operation for malformed")
+        case Status.NOT_A_NUMBER:
+            return NotANumber("the key's value is no decimal integer of 64 bits")
+        case Status.OVERFLOW:
+            return CounterOverflow("the counter would leave the 64-bit integers")
         case Status.KEY_SIZE:
             return KeyTooLarge("the key is empty, or longer than the server takes")
         case Status.VALUE_SIZE:

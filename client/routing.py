@@ -57,6 +57,12 @@ class Router:
             return shard, self._overrides.get(shard.id, shard.gid)
         return shard, shard.gid
 
+    def lookup_below(self, end: bytes) -> tuple[Shard, Gid]:
+        """The shard of the keys right below `end`, and the group to ask; an empty end is open."""
+        assert self.config is not None
+        shard = self.config.lookup_below(end)
+        return shard, self._overrides.get(shard.id, shard.gid)
+
     def addresses(self, gid: Gid) -> tuple[str, ...]:
         return self._addresses.get(gid, ())
 

@@ -19,6 +19,10 @@ class KeyRange:
         """`keys`: at least one."""
         return self.start <= min(keys) and (not self.end or max(keys) < self.end)
 
+    def ends_in(self, end: bytes) -> bool:
+        """Whether a range with that end has its last keys here, so that a look from there downwards begins here."""
+        return self.start < end and (not self.end or end <= self.end) if end else not self.end
+
     def overlaps(self, other: KeyRange) -> bool:
         """Whether the two share a key."""
         return overlap(self.start, self.end, other.start, other.end)

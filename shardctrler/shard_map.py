@@ -15,7 +15,7 @@ incarnation (the state that one set of disks holds) may claim a join.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -122,10 +122,17 @@ class Config:
 
     def lookup(self, key: bytes) -> Shard:  # hot: runs per operation
         """The shard that contains `key`. O(log n); the first look after a change is O(n)."""
-        if self._flat is None:
-            self._flat = list(self._by_start.keys()), [self.by_id[id] for id in self._by_start.values()]
-        starts, shards = self._flat
+        starts, shards = self._flat or self._flatten()
         return shards[bisect_right(starts, key) - 1]
+
+    def lookup_below(self, end: bytes) -> Shard:
+        """The shard that contains the keys right below `end`; an empty end is open."""
+        starts, shards = self._flat or self._flatten()
+        return shards[bisect_left(starts, end) - 1] if end else shards[-1]
+
+    def _flatten(self) -> tuple[list[bytes], list[Shard]]:
+        self._flat = list(self._by_start.keys()), [self.by_id[id] for id in self._by_start.values()]
+        return self._flat
 
     def shards(self, start: bytes = b"") -> Iterator[Shard]:
         """All shards in key order, from the one that contains `start`."""

@@ -551,15 +551,75 @@ class CasReply(_message.Message):
     swapped: bool
     def __init__(self, swapped: bool = ...) -> None: ...
 
-class ScanRequest(_message.Message):
-    __slots__ = ("start", "end", "limit")
+class IncrRequest(_message.Message):
+    __slots__ = ("key", "by", "identity")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    by: int
+    identity: Identity
+    def __init__(self, key: _Optional[bytes] = ..., by: _Optional[int] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class IncrReply(_message.Message):
+    __slots__ = ("value",)
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    value: int
+    def __init__(self, value: _Optional[int] = ...) -> None: ...
+
+class DeleteRangeRequest(_message.Message):
+    __slots__ = ("start", "end", "limit", "identity")
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     start: bytes
     end: bytes
     limit: int
-    def __init__(self, start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., limit: _Optional[int] = ...) -> None: ...
+    identity: Identity
+    def __init__(self, start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., limit: _Optional[int] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ...) -> None: ...
+
+class DeleteRangeReply(_message.Message):
+    __slots__ = ("deleted", "more", "next")
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    deleted: int
+    more: bool
+    next: bytes
+    def __init__(self, deleted: _Optional[int] = ..., more: bool = ..., next: _Optional[bytes] = ...) -> None: ...
+
+class CountRequest(_message.Message):
+    __slots__ = ("start", "end")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    start: bytes
+    end: bytes
+    def __init__(self, start: _Optional[bytes] = ..., end: _Optional[bytes] = ...) -> None: ...
+
+class CountReply(_message.Message):
+    __slots__ = ("count", "more", "next")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    more: bool
+    next: bytes
+    def __init__(self, count: _Optional[int] = ..., more: bool = ..., next: _Optional[bytes] = ...) -> None: ...
+
+class ScanRequest(_message.Message):
+    __slots__ = ("start", "end", "limit", "reverse", "keys_only")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    REVERSE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    start: bytes
+    end: bytes
+    limit: int
+    reverse: bool
+    keys_only: bool
+    def __init__(self, start: _Optional[bytes] = ..., end: _Optional[bytes] = ..., limit: _Optional[int] = ..., reverse: bool = ..., keys_only: bool = ...) -> None: ...
 
 class ScanReply(_message.Message):
     __slots__ = ("items", "more", "next")

@@ -64,6 +64,21 @@ class KVStub(object):
                 request_serializer=shardkv_dot_shardkv__pb2.ScanRequest.SerializeToString,
                 response_deserializer=shardkv_dot_shardkv__pb2.ScanReply.FromString,
                 _registered_method=True)
+        self.Incr = channel.unary_unary(
+                '/shardkv.shardkv.KV/Incr',
+                request_serializer=shardkv_dot_shardkv__pb2.IncrRequest.SerializeToString,
+                response_deserializer=shardkv_dot_shardkv__pb2.IncrReply.FromString,
+                _registered_method=True)
+        self.DeleteRange = channel.unary_unary(
+                '/shardkv.shardkv.KV/DeleteRange',
+                request_serializer=shardkv_dot_shardkv__pb2.DeleteRangeRequest.SerializeToString,
+                response_deserializer=shardkv_dot_shardkv__pb2.DeleteRangeReply.FromString,
+                _registered_method=True)
+        self.Count = channel.unary_unary(
+                '/shardkv.shardkv.KV/Count',
+                request_serializer=shardkv_dot_shardkv__pb2.CountRequest.SerializeToString,
+                response_deserializer=shardkv_dot_shardkv__pb2.CountReply.FromString,
+                _registered_method=True)
 
 
 class KVServicer(object):
@@ -105,6 +120,24 @@ class KVServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Incr(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRange(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Count(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +170,21 @@ def add_KVServicer_to_server(servicer, server):
                     servicer.Scan,
                     request_deserializer=shardkv_dot_shardkv__pb2.ScanRequest.FromString,
                     response_serializer=shardkv_dot_shardkv__pb2.ScanReply.SerializeToString,
+            ),
+            'Incr': grpc.unary_unary_rpc_method_handler(
+                    servicer.Incr,
+                    request_deserializer=shardkv_dot_shardkv__pb2.IncrRequest.FromString,
+                    response_serializer=shardkv_dot_shardkv__pb2.IncrReply.SerializeToString,
+            ),
+            'DeleteRange': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRange,
+                    request_deserializer=shardkv_dot_shardkv__pb2.DeleteRangeRequest.FromString,
+                    response_serializer=shardkv_dot_shardkv__pb2.DeleteRangeReply.SerializeToString,
+            ),
+            'Count': grpc.unary_unary_rpc_method_handler(
+                    servicer.Count,
+                    request_deserializer=shardkv_dot_shardkv__pb2.CountRequest.FromString,
+                    response_serializer=shardkv_dot_shardkv__pb2.CountReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +349,87 @@ class KV(object):
             '/shardkv.shardkv.KV/Scan',
             shardkv_dot_shardkv__pb2.ScanRequest.SerializeToString,
             shardkv_dot_shardkv__pb2.ScanReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Incr(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardkv.shardkv.KV/Incr',
+            shardkv_dot_shardkv__pb2.IncrRequest.SerializeToString,
+            shardkv_dot_shardkv__pb2.IncrReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRange(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardkv.shardkv.KV/DeleteRange',
+            shardkv_dot_shardkv__pb2.DeleteRangeRequest.SerializeToString,
+            shardkv_dot_shardkv__pb2.DeleteRangeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Count(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shardkv.shardkv.KV/Count',
+            shardkv_dot_shardkv__pb2.CountRequest.SerializeToString,
+            shardkv_dot_shardkv__pb2.CountReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,7 +15,7 @@ from random import Random
 
 import pytest
 
-from tests.check.linearizability import NotLinearizable, Operation, check, key_is_linearizable, step
+from tests.check.linearizability import NO_NUMBER, NotLinearizable, Operation, check, key_is_linearizable, step
 
 pytestmark = pytest.mark.quick
 KEY = b"k"
@@ -57,6 +57,23 @@ VALID = {
         op("delete", None, False, 6, 7),
     ],
 }
+VALID |= {
+    "counting": [
+        op("incr", 5, 5, 0, 9),
+        op("incr", 2, 7, 0, 9),
+        op("get", None, b"7", 10, 11),
+        op("count", None, True, 10, 11),
+        op("erase", None, None, 12, 13),
+        op("count", None, False, 14, 15),
+        op("incr", 1, 1, 16, 17),
+    ],
+    "an incr without an answer": [
+        op("incr", 5, None, 0),
+        op("incr", 2, 2, 1, 2),
+        op("get", None, b"7", 50, 51),
+    ],
+    "no counter": [op("put", b"x", None, 0, 1), op("incr", 1, NO_NUMBER, 2, 3), op("get", None, b"x", 4, 5)],
+}
 INVALID = {
     "a stale read": [
         op("put", b"1", None, 0, 1),
@@ -75,6 +92,13 @@ INVALID = {
         op("append", b"a", None, 0, 1),
         op("append", b"b", None, 2, 3),
         op("get", None, b"ba", 4, 5),
+    ],
+    "an incr done twice": [op("incr", 5, 5, 0, 1), op("get", None, b"10", 2, 3)],
+    "two incrs of one number": [op("incr", 1, 1, 0, 9), op("incr", 1, 1, 0, 9)],
+    "a key that outlives its range": [
+        op("put", b"1", None, 0, 1),
+        op("erase", None, None, 2, 3),
+        op("count", None, True, 4, 5),
     ],
     "two that both swapped": [op("cas", (None, b"1"), True, 0, 9), op("cas", (None, b"2"), True, 0, 9)],
     "a delete of what was not there": [op("delete", None, True, 0, 1)],

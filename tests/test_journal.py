@@ -18,6 +18,7 @@ from shardkv.state.row import State
 from shardkv.state.rows import cursor_from_pb, cursor_to_pb
 from shardkv.storage.memory import MemoryEngine
 from shardkv.wire import frames
+from shardkv.wire.ranges import pack_look
 from tests.sim.disk import SimDisk
 from tests.test_units import CREATED, LOST, entry, learn, member, write
 
@@ -83,7 +84,8 @@ def test_a_journal_goes_with_its_loan() -> None:
 steps = st.lists(
     st.one_of(
         st.tuples(
-            st.sampled_from([b"a", b"b", b"c", b"d", b"e"]), st.sampled_from([frames.PUT, frames.DELETE])
+            st.sampled_from([b"a", b"b", b"c", b"d", b"e"]),
+            st.sampled_from([frames.PUT, frames.DELETE, frames.DELETE_RANGE]),
         ),
         st.just("pull"),
         st.just("restart"),
@@ -113,7 +115,8 @@ def test_a_copy_by_the_journal_ends_with_what_the_giver_has(history: list[object
     for step in history:
         if isinstance(step, tuple):
             seq += 1
-            waiting.append(write(seq, step[1], step[0], b"%d" % seq))
+            value = pack_look(b"d", 2) if step[1] == frames.DELETE_RANGE else b"%d" % seq
+            waiting.append(write(seq, step[1], step[0], value))
             if len(waiting) >= at_once:
                 giver.apply(waiting)
                 waiting = []

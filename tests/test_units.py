@@ -229,6 +229,7 @@ def test_a_batch_reads_what_it_will_write(steps: list[tuple[str, bytes, bytes]])
             case _:
                 batch.commit(SnapshotMeta(1, 1))
         assert batch.scan(b"", b"\xff\xff\xff") == sorted(model.items())
+        assert list(batch.walk(b"", b"\xff\xff\xff")) == sorted(model.items())
         assert all(batch.get(k) == v for k, v in model.items())
         asked = [*model, b"a", b"", b"zz"]
         assert batch.get_many(asked) == [model.get(k) for k in asked]
@@ -241,7 +242,8 @@ def test_a_batch_reads_what_it_will_write(steps: list[tuple[str, bytes, bytes]])
 
 def write(seq: int, kind: int, key: bytes, value: bytes, issued_ms: int = 1000) -> bytes:
     section = frames.pack_section(1, b"s" * 16, 0, bytes([kind]), [seq], [key], [value])
-    return commands.frame(frames.pack_frame(frames.WRITE, 0, issued_ms, [section]), 1 << 20)
+    version = frames.version_for(bytes([kind]))
+    return commands.frame(frames.pack_frame(frames.WRITE, 0, issued_ms, [section], version=version), 1 << 20)
 
 
 def entry(index: int, command: bytes) -> Entry:

@@ -20,9 +20,12 @@ and a frame has at most `MAX_OPERATIONS` operations.
 first sent; `heard_ms` the highest replicated time that the clerk has heard of, no less than any of these
 (`raft/sessions.py`).
 
-A cas packs `expected` and `new` into its value; a scan packs `end` and `limit`. An abandon stands in for a
-write that its caller has given up: it has that write's number and key, and does nothing but keep the write
-from being done later.
+A cas packs `expected` and `new` into its value, a scan packs `end` and `limit`; `wire/ranges.py` packs counters and
+ranges. An abandon stands in for a write that its caller has given up: it has that write's number and key, and does
+nothing but keep the write from being done later.
+
+A frame has the lowest version that knows all of its operations. A kind of operation that the version does not know
+is a BAD_OPERATION, in a new server too: replicas of both versions apply one log alike.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ from enum import IntEnum
 from math import ceil, log2
 
 MAGIC = b"SKF"
-VERSION = 2
+VERSION = 3  # a frame has the lowest version that knows all of its operations (`version_for`)
+FIRST_VERSION = 2
 FRAME = struct.Struct("<3sBBHQQQ")  # magic, version, kind, sections, configuration, issued_ms, heard_ms
 SECTION = struct.Struct("<Q16sQII")  # shard, session, acked_below, count, blob bytes
 REPLY = struct.Struct("<QH")
@@ -49,7 +53,10 @@ WRITE, READ = 1, 2  # kinds of frame
 PUT, APPEND, DELETE, CAS_OP = 1, 2, 3, 4  # kinds of write
 GET, SCAN_OP = 5, 6  # kinds of read
 ABANDON = 7  # a write that its caller has given up: from now on it is not done, unless it was
-GROWS_NOTHING = frozenset((DELETE, ABANDON))
+INCR, DELETE_RANGE = 8, 9  # writes; in frames of version 3, and so is what follows
+RANGE, RANGE_BACK = 10, 11  # reads: a scan with flags, from its start upwards and from its end downwards
+NEWEST_OF_FIRST = ABANDON  # the kinds of operations that version 2 knows end here
+GROWS_NOTHING = frozenset((DELETE, DELETE_RANGE, ABANDON))
 FORBIDDEN = (
     255  # the authorizer of a server writes it over the kinds of operations that it does not let through
 )
@@ -71,6 +78,8 @@ class Status(IntEnum):
     BAD_OPERATION = 6  # unknown kind, or malformed; not done
     LOCKED = 7  # a transaction holds the key; not done (reserved: no server of this version says it)
     ABANDONED = 8  # its caller gave it up before it was done; it is not done, now or later
+    NOT_A_NUMBER = 9  # an incr of a value that is no decimal integer; not done
+    OVERFLOW = 10  # an incr beyond 64 bits; not done
     # From 16 on: said without a record. This attempt did nothing; an earlier one may have, or still may.
     KEY_SIZE = 16  # the key is empty, or longer than the server takes
     VALUE_SIZE = 17  # the value is larger than the server takes
@@ -124,6 +133,7 @@ class FrameHeader:
     issued_ms: int
     heard_ms: int
     plain: bool = True  # `check_frame` saw nothing that any of its operations could be refused for
+    version: int = FIRST_VERSION
 
 
 def pack_section(  # hot: runs per operation
@@ -153,24 +163,34 @@ def pack_section(  # hot: runs per operation
 
 
 def pack_frame(
-    kind: int, config_num: int, issued_ms: int, sections: Sequence[bytes], heard_ms: int = 0
+    kind: int,
+    config_num: int,
+    issued_ms: int,
+    sections: Sequence[bytes],
+    heard_ms: int = 0,
+    version: int = FIRST_VERSION,
 ) -> bytes:
-    header = FRAME.pack(MAGIC, VERSION, kind, len(sections), config_num, issued_ms, heard_ms)
+    header = FRAME.pack(MAGIC, version, kind, len(sections), config_num, issued_ms, heard_ms)
     return header + b"".join(sections)
+
+
+def version_for(kinds: bytes) -> int:
+    """The lowest version whose readers know all of these kinds of operations: older servers read what they can."""
+    return FIRST_VERSION if max(kinds) <= NEWEST_OF_FIRST else VERSION
 
 
 def read_header(frame: bytes) -> FrameHeader:
     """Raises MalformedFrame."""
-    if len(frame) >= 4 and frame[:3] == MAGIC and frame[3] != VERSION:
-        raise MalformedFrame(f"frame version {frame[3]}, this server reads {VERSION}")
+    if len(frame) >= 4 and frame[:3] == MAGIC and not FIRST_VERSION <= frame[3] <= VERSION:
+        raise MalformedFrame(f"frame version {frame[3]}, this server reads {FIRST_VERSION} to {VERSION}")
     if len(frame) < FRAME.size:
         raise MalformedFrame(f"a frame of {len(frame)} bytes")
-    magic, _, kind, sections, config_num, issued_ms, heard_ms = FRAME.unpack_from(frame)
+    magic, version, kind, sections, config_num, issued_ms, heard_ms = FRAME.unpack_from(frame)
     if magic != MAGIC:
         raise MalformedFrame("not a frame")
     if kind not in (WRITE, READ) or not 0 < sections <= MAX_SECTIONS:
         raise MalformedFrame(f"a frame of kind {kind} with {sections} sections")
-    return FrameHeader(kind, sections, config_num, issued_ms, heard_ms)
+    return FrameHeader(kind, sections, config_num, issued_ms, heard_ms, version=version)
 
 
 def check_frame(frame: bytes, kind: int, limits: Limits) -> FrameHeader:

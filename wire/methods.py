@@ -76,10 +76,13 @@ METHODS = frozenset(CALLS)
 UNARY: dict[str, Right | None] = {
     "/shardkv.shardkv.KV/Get": Right.READ,
     "/shardkv.shardkv.KV/Scan": Right.READ,
+    "/shardkv.shardkv.KV/Count": Right.READ,
     "/shardkv.shardkv.KV/Put": Right.WRITE,
     "/shardkv.shardkv.KV/Append": Right.WRITE,
     "/shardkv.shardkv.KV/Delete": Right.WRITE,
     "/shardkv.shardkv.KV/Cas": Right.WRITE,
+    "/shardkv.shardkv.KV/Incr": Right.WRITE,
+    "/shardkv.shardkv.KV/DeleteRange": Right.WRITE,
     "/shardkv.shardctrler.Controller/Query": Right.USER,
     "/shardkv.shardctrler.Controller/Admin": Right.ADMIN,
     "/grpc.health.v1.Health/Check": None,

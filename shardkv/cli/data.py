@@ -11,9 +11,10 @@ from shardkv.cli.common import REFUSED, Failed, handled, output_option, timeout_
 from shardkv.cli.options import controllers_option, find_controllers, find_login, find_tls
 from shardkv.cli.output import json_bytes, print_json, print_table, text
 from shardkv.client import ShardClerk
+from shardkv.client.ranges import bounds
 
 
-def _clerk(controllers: str | None, timeout: float) -> ShardClerk:
+def clerk_of(controllers: str | None, timeout: float) -> ShardClerk:
     return ShardClerk(find_controllers(controllers), timeout=timeout, tls=find_tls(), login=find_login())
 
 
@@ -22,7 +23,7 @@ def _done(output: str, **facts: object) -> None:
         print_json({"ok": True, **facts})
 
 
-def _argument(value: str) -> bytes:
+def argument(value: str) -> bytes:
     return os.fsencode(value)  # the bytes that were typed, UTF-8 or not
 
 
@@ -35,8 +36,8 @@ def _argument(value: str) -> bytes:
 @handled
 def put(key: str, value: str, controllers: str | None, timeout: float, output: str) -> None:
     """Set KEY to VALUE."""
-    with _clerk(controllers, timeout) as clerk:
-        clerk.put(_argument(key), _argument(value))
+    with clerk_of(controllers, timeout) as clerk:
+        clerk.put(argument(key), argument(value))
     _done(output)
 
 
@@ -49,8 +50,8 @@ def put(key: str, value: str, controllers: str | None, timeout: float, output: s
 @handled
 def get(key: str, consistency: str, controllers: str | None, timeout: float, output: str) -> None:
     """Print the value of KEY; exit 1 if it is absent."""
-    with _clerk(controllers, timeout) as clerk:
-        value = clerk.get(_argument(key), consistency=consistency)  # type: ignore[arg-type]
+    with clerk_of(controllers, timeout) as clerk:
+        value = clerk.get(argument(key), consistency=consistency)  # type: ignore[arg-type]
     if output == "json":
         print_json({"key": key, "found": value is not None, "value": value and json_bytes(value)})
     if value is None:
@@ -72,21 +73,33 @@ def get(key: str, consistency: str, controllers: str | None, timeout: float, out
 @handled
 def append(key: str, value: str, controllers: str | None, timeout: float, output: str) -> None:
     """Add VALUE to the end of what KEY has."""
-    with _clerk(controllers, timeout) as clerk:
-        clerk.append(_argument(key), _argument(value))
+    with clerk_of(controllers, timeout) as clerk:
+        clerk.append(argument(key), argument(value))
     _done(output)
 
 
 @click.command()
-@click.argument("key")
+@click.argument("key", required=False)
+@click.option("--prefix", help="Remove all keys that begin so, and print how many there were.")
 @controllers_option
 @timeout_option
 @output_option
 @handled
-def delete(key: str, controllers: str | None, timeout: float, output: str) -> None:
+def delete(key: str | None, prefix: str | None, controllers: str | None, timeout: float, output: str) -> None:
     """Remove KEY; exit 1 if it was absent."""
-    with _clerk(controllers, timeout) as clerk:
-        existed = clerk.delete(_argument(key))
+    if (key is None) == (prefix is None) or prefix == "":
+        raise click.UsageError("give a KEY or a --prefix that is not empty")
+    with clerk_of(controllers, timeout) as clerk:
+        if prefix is not None:
+            deleted = clerk.delete_prefix(argument(prefix))
+        else:
+            existed = clerk.delete(argument(key or ""))
+    if prefix is not None:
+        if output == "json":
+            print_json({"ok": True, "deleted": deleted})
+        else:
+            click.echo(deleted)
+        return
     if output == "json":
         print_json({"ok": existed, "existed": existed})
     if not existed:
@@ -108,8 +121,8 @@ def cas(
     key: str, old: str, new: str, absent: bool, controllers: str | None, timeout: float, output: str
 ) -> None:
     """Set KEY to NEW if it has OLD; exit 1 if it has something else."""
-    with _clerk(controllers, timeout) as clerk:
-        swapped = clerk.cas(_argument(key), None if absent else _argument(old), _argument(new))
+    with clerk_of(controllers, timeout) as clerk:
+        swapped = clerk.cas(argument(key), None if absent else argument(old), argument(new))
     if output == "json":
         print_json({"ok": swapped, "swapped": swapped})
     if not swapped:
@@ -123,6 +136,8 @@ def cas(
 @click.argument("end", default="")
 @click.option("--prefix", help="Only keys that begin so.")
 @click.option("--limit", type=click.IntRange(min=0), help="At most so many pairs.")
+@click.option("--reverse", is_flag=True, help="From the largest key down.")
+@click.option("--keys-only", is_flag=True, help="Keys without their values.")
 @controllers_option
 @timeout_option
 @output_option
@@ -132,19 +147,26 @@ def scan(
     end: str,
     prefix: str | None,
     limit: int | None,
+    reverse: bool,
+    keys_only: bool,
     controllers: str | None,
     timeout: float,
     output: str,
 ) -> None:
     """Print the pairs with START <= key < END, in key order."""
-    first, last = _argument(start), _argument(end)
-    if prefix is not None:
-        if start or end:
-            raise click.UsageError("--prefix says where to start and end; give no START or END with it")
-        first = _argument(prefix)
-        last = next_prefix(first)
-    with _clerk(controllers, timeout) as clerk:
-        pairs = clerk.scan(first, last, limit)
+    if prefix is not None and (start or end):
+        raise click.UsageError("--prefix says where to start and end; give no START or END with it")
+    among = bounds(argument(start), argument(end), None if prefix is None else argument(prefix))
+    with clerk_of(controllers, timeout) as clerk:
+        if keys_only:
+            keys = clerk.scan(*among, limit, reverse=reverse, keys_only=True)
+            if output == "json":
+                print_json([json_bytes(key) for key in keys])
+            else:
+                for key in keys:
+                    click.echo(text(key))
+            return
+        pairs = clerk.scan(*among, limit, reverse=reverse)
         if output == "json":
             print_json([{"key": json_bytes(key), "value": json_bytes(value)} for key, value in pairs])
         elif sys.stdout.isatty():
@@ -152,9 +174,3 @@ def scan(
         else:
             for key, value in pairs:
                 click.echo(f"{text(key)}\t{text(value)}")
-
-
-def next_prefix(prefix: bytes) -> bytes:
-    """The first key after all that begin with `prefix`; empty where there is none."""
-    trimmed = prefix.rstrip(b"\xff")
-    return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else b""

@@ -23,7 +23,22 @@ from typing import TypeVar
 from shardkv.client import AsyncShardClerk, ShardClerk, ShardKVError
 from shardkv.client.clerk import Consistency
 from shardkv.load.figures import INTERVAL_SECONDS, Interval
-from shardkv.load.workload import INSERT, KINDS, MODIFY, READ, SCAN, UPDATE, Source
+from shardkv.load.workload import (
+    BACK,
+    COUNT,
+    ERASE,
+    INCR,
+    INSERT,
+    KINDS,
+    MODIFY,
+    NEW,
+    READ,
+    SCAN,
+    UPDATE,
+    Source,
+    counter_of,
+    few_after,
+)
 
 T = TypeVar("T")
 Emit = Callable[[int, Interval], None]
@@ -170,8 +185,16 @@ def _async_operations(
         await clerk.get(key)
         await clerk.put(key, source.value())
 
+    async def back(key: bytes) -> None:
+        async for _ in clerk.scan(None, key, source.scan_length(), reverse=True, consistency=consistency):
+            pass
+
     by_kind: dict[int, Callable[[bytes], Awaitable[object]]]
-    by_kind = {READ: read, UPDATE: put, INSERT: put, SCAN: scan, MODIFY: modify}
+    by_kind = {READ: read, UPDATE: put, INSERT: put, SCAN: scan, MODIFY: modify, BACK: back}
+    by_kind[INCR] = lambda key: clerk.incr(counter_of(key))
+    by_kind[NEW] = lambda key: clerk.put_if_absent(key, source.value())
+    by_kind[COUNT] = lambda key: clerk.count(*few_after(key), consistency=consistency)
+    by_kind[ERASE] = lambda key: clerk.delete_range(*few_after(key))
     return [by_kind[kind] for kind in range(len(KINDS))]
 
 
@@ -248,11 +271,14 @@ def _blocking_operations(
         clerk.get(key)
         clerk.put(key, source.value())
 
-    by_kind: dict[int, Callable[[bytes], object]] = {
-        READ: read,
-        UPDATE: put,
-        INSERT: put,
-        SCAN: scan,
-        MODIFY: modify,
-    }
+    def back(key: bytes) -> object:
+        pairs = clerk.scan(None, key, source.scan_length(), reverse=True, consistency=consistency)
+        return sum(1 for _ in pairs)
+
+    by_kind: dict[int, Callable[[bytes], object]]
+    by_kind = {READ: read, UPDATE: put, INSERT: put, SCAN: scan, MODIFY: modify, BACK: back}
+    by_kind[INCR] = lambda key: clerk.incr(counter_of(key))
+    by_kind[NEW] = lambda key: clerk.put_if_absent(key, source.value())
+    by_kind[COUNT] = lambda key: clerk.count(*few_after(key), consistency=consistency)
+    by_kind[ERASE] = lambda key: clerk.delete_range(*few_after(key))
     return [by_kind[kind] for kind in range(len(KINDS))]

@@ -14,19 +14,30 @@ from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
 
-READ, UPDATE, INSERT, SCAN, MODIFY = range(5)
-KINDS = ("read", "update", "insert", "scan", "read-modify-write")
+READ, UPDATE, INSERT, SCAN, MODIFY, INCR, NEW, BACK, COUNT, ERASE = range(10)
+KINDS = (
+    *("read", "update", "insert", "scan", "read-modify-write"),
+    *("incr", "put-if-absent", "reverse-scan", "count", "delete-range"),
+)
 
-# Shares of KINDS, and the distribution that YCSB gives the workload.
+
+def shares(**named: float) -> tuple[float, ...]:
+    """Shares of KINDS, from those that are not 0."""
+    by_kind = {name.replace("_", "-"): share for name, share in named.items()}
+    return tuple(by_kind.get(kind, 0.0) for kind in KINDS)
+
+
+# The shares, and the distribution that YCSB gives the workload.
 WORKLOADS: dict[str, tuple[tuple[float, ...], str]] = {
-    "a": ((0.5, 0.5, 0.0, 0.0, 0.0), "zipfian"),
-    "b": ((0.95, 0.05, 0.0, 0.0, 0.0), "zipfian"),
-    "c": ((1.0, 0.0, 0.0, 0.0, 0.0), "zipfian"),
-    "d": ((0.95, 0.0, 0.05, 0.0, 0.0), "latest"),
-    "e": ((0.0, 0.0, 0.05, 0.95, 0.0), "zipfian"),
-    "f": ((0.5, 0.0, 0.0, 0.0, 0.5), "zipfian"),
-    "put": ((0.0, 1.0, 0.0, 0.0, 0.0), "uniform"),
-    "get": ((1.0, 0.0, 0.0, 0.0, 0.0), "uniform"),
+    "a": (shares(read=0.5, update=0.5), "zipfian"),
+    "b": (shares(read=0.95, update=0.05), "zipfian"),
+    "c": (shares(read=1.0), "zipfian"),
+    "d": (shares(read=0.95, insert=0.05), "latest"),
+    "e": (shares(scan=0.95, insert=0.05), "zipfian"),
+    "f": (shares(read=0.5, read_modify_write=0.5), "zipfian"),
+    "put": (shares(update=1.0), "uniform"),
+    "get": (shares(read=1.0), "uniform"),
+    "incr": (shares(incr=1.0), "zipfian"),
 }
 DISTRIBUTIONS = ("uniform", "zipfian", "latest")
 ZIPF = 0.99
@@ -56,6 +67,17 @@ def bench_key(number: int) -> bytes:
     return b"%c%c/bench/%012d" % (0x20 + first, 0x20 + second, number)
 
 
+def counter_of(key: bytes) -> bytes:
+    """The counter beside a key: what the other operations write is no number."""
+    return key + b"/n"
+
+
+def few_after(key: bytes) -> tuple[bytes, bytes]:
+    """The range of a key and of what shares its first characters with it, so of few keys."""
+    stem = key[:-5]
+    return stem, stem + b"\xff"
+
+
 @dataclass(frozen=True)
 class Workload:
     """What every worker is told; each draws from it by its own seed."""
@@ -68,7 +90,7 @@ class Workload:
     @property
     def reads(self) -> bool:
         """Whether it needs the keys to be there."""
-        return self.mix[UPDATE] + self.mix[INSERT] < 1
+        return any(self.mix[kind] for kind in (READ, SCAN, MODIFY, BACK, COUNT, ERASE))
 
 
 class Source:

@@ -29,13 +29,14 @@ from shardkv.wire import frames
 from shardkv.wire.audit import Audit, NoAudit
 from shardkv.wire.auth import Caller, Login, Standing
 from shardkv.wire.calls import Code, busy_text, refuse
-from shardkv.wire.frames import READ, SCAN_OP, WRITE, Limits, MalformedFrame
+from shardkv.wire.frames import DELETE_RANGE, RANGE, RANGE_BACK, READ, SCAN_OP, WRITE, Limits, MalformedFrame
 from shardkv.wire.handshake import NotKnownYet
 from shardkv.wire.inbound import OVER_QUOTA
 from shardkv.wire.listener import Pipes
 from shardkv.wire.methods import CALLS, UNARY, Right
 from shardkv.wire.node_name import Member
 from shardkv.wire.proof import Verifier
+from shardkv.wire.ranges import unpack_look
 from shardkv.wire.secrets import Secrets
 from shardkv.wire.server_stream import OVER_QUOTA_SECONDS
 from shardkv.wire.turns import OWNER
@@ -236,14 +237,16 @@ class Access:
         self.quotas.answered(caller.user, size)
 
     def _forbids(self, user: User, kind: int, key: bytes, value: bytes) -> bool:
-        return not (self._scans_inside(user, key, value) if kind == SCAN_OP else user.may_touch([key]))
-
-    @staticmethod
-    def _scans_inside(user: User, start: bytes, packed: bytes) -> bool:
         try:
-            return user.may_scan(start, frames.unpack_scan(packed)[0])
+            if kind == SCAN_OP:
+                return not user.may_scan(key, frames.unpack_scan(value)[0])
+            if kind in (RANGE, DELETE_RANGE):
+                return not user.may_scan(key, unpack_look(value)[0])
+            if kind == RANGE_BACK:
+                return not user.may_scan(unpack_look(value)[0], key)
         except MalformedFrame:
-            return False  # it is malformed, and refused either way
+            return True  # it is refused either way
+        return not user.may_touch([key])
 
     def _note_change(self, caller: Caller, method: str, payload: bytes) -> None:
         kind = "admin" if method in CHANGES else "read-all"
@@ -318,7 +321,7 @@ class Access:
 
     def _why_not_unary(self, user: User | None, right: Right, request: Any) -> str:
         if user is not None and user.prefixes and request is not None and right in (Right.READ, Right.WRITE):
-            scans = isinstance(request, pb.ScanRequest)
+            scans = isinstance(request, pb.ScanRequest | pb.CountRequest | pb.DeleteRangeRequest)
             inside = user.may_scan(request.start, request.end) if scans else user.may_touch([request.key])
             if not inside:
                 return f"{user.name} may not touch that key"

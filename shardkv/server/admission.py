@@ -44,7 +44,7 @@ class Admission:
         """Of the operations that are taken; None where all are refused."""
         if taken:
             self.frame = frames.pack_frame(
-                header.kind, header.config_num, header.issued_ms, taken, header.heard_ms
+                header.kind, header.config_num, header.issued_ms, taken, header.heard_ms, header.version
             )
 
     def reply(self, clock_ms: int, answer: bytes | None, refusal: Callable[[int], bytes | None]) -> bytes:

@@ -20,7 +20,8 @@ from shardkv.state import layout
 from shardkv.state.machine import ShardMachine
 from shardkv.state.row import Row
 from shardkv.wire import frames
-from shardkv.wire.frames import GET, SCAN_OP, MalformedFrame, Section, Status
+from shardkv.wire.frames import GET, RANGE, RANGE_BACK, SCAN_OP, MalformedFrame, Section, Status
+from shardkv.wire.ranges import COUNT, KEYS_ONLY, pack_tally, unpack_look
 from shardkv.wire.turns import OWNER, Turns
 
 SCAN_PAGE_BYTES = 1 << 20
@@ -150,36 +151,64 @@ def _read_slice(  # hot: runs per operation
 def _read_one(
     machine: ShardMachine, row: Row, kind: int, key: bytes, value: bytes, budget: _Budget
 ) -> tuple[int, bytes]:
-    if not row.contains(key):
+    if not _is_inside(row, kind, key):
         return Status.WRONG_SHARD, b""
     if kind == GET:
         found = machine.engine.get(layout.data_key(key))
         return (Status.NOT_FOUND, b"") if found is None else (Status.OK, found)
-    if kind == SCAN_OP:
-        try:
+    try:
+        if kind == SCAN_OP:
             end, limit = frames.unpack_scan(value)
-        except MalformedFrame:
+            page, looked = scan_page(machine, row, key, end, limit, budget.answer_bytes)
+        elif kind == RANGE:
+            end, limit, flags = unpack_look(value)
+            if flags & COUNT:
+                page, looked = count_page(machine, row, key, end, limit)
+            else:
+                keys_only = bool(flags & KEYS_ONLY)
+                page, looked = scan_page(machine, row, key, end, limit, budget.answer_bytes, keys_only)
+        elif kind == RANGE_BACK:
+            start, limit, flags = unpack_look(value)
+            keys_only = bool(flags & KEYS_ONLY)
+            page, looked = back_page(machine, row, start, key, limit, budget.answer_bytes, keys_only)
+        else:
             return Status.BAD_OPERATION, b""
-        page, pairs = scan_page(machine, row, key, end, limit, budget.answer_bytes)
-        budget.spend(0, pairs)
-        return Status.OK, page
-    return Status.BAD_OPERATION, b""
+    except MalformedFrame:
+        return Status.BAD_OPERATION, b""
+    budget.spend(0, looked)
+    return Status.OK, page
+
+
+def _is_inside(row: Row, kind: int, key: bytes) -> bool:
+    if kind == RANGE_BACK:  # its key is an end
+        return row.ends_in(key)
+    return row.contains(key)
 
 
 def scan_page(
-    machine: ShardMachine, row: Row, start: bytes, end: bytes, limit: int, most_bytes: int = SCAN_PAGE_BYTES
+    machine: ShardMachine,
+    row: Row,
+    start: bytes,
+    end: bytes,
+    limit: int,
+    most_bytes: int = SCAN_PAGE_BYTES,
+    keys_only: bool = False,
 ) -> tuple[bytes, int]:
-    """One page and its number of pairs: u8 whether it is the last, length and bytes of where to go on, then key
+    """One page (`frames.pack_page`), and its number of pairs.
 
-    and value lengths and bytes. A page ends at `limit` pairs, at the page size, at `end`, or at the shard's end;
-    the cursor says where the next page begins, whoever serves that.
+    A page ends at `limit` pairs, at the page size, at `end`, or at the shard's end; the cursor says where the
+    next page begins, whoever serves that.
     """
     stop = min(filter(None, (end, row.end)), default=b"")
     limit = min(limit or SCAN_PAGE_PAIRS, SCAN_PAGE_PAIRS)
     most_bytes = min(most_bytes, SCAN_PAGE_BYTES)
     pairs: list[tuple[bytes, bytes]] = []
     size, cursor = 0, stop
-    for key, value in machine.engine.scan(*layout.data_range(start, stop)):
+    low, high = layout.data_range(start, stop)
+    found = (
+        ((key, b"") for key in machine.engine.keys(low, high)) if keys_only else machine.engine.scan(low, high)
+    )
+    for key, value in found:
         if len(pairs) >= limit or size >= most_bytes:
             cursor = key[1:]
             break
@@ -189,3 +218,41 @@ def scan_page(
         if stop == end:
             return frames.pack_page(True, b"", pairs), len(pairs)
     return frames.pack_page(False, cursor, pairs), len(pairs)
+
+
+def back_page(
+    machine: ShardMachine,
+    row: Row,
+    start: bytes,
+    end: bytes,
+    limit: int,
+    most_bytes: int = SCAN_PAGE_BYTES,
+    keys_only: bool = False,
+) -> tuple[bytes, int]:
+    """The same from the end downwards, the largest key first. The cursor is the end of what is left."""
+    first = max(start, row.start)
+    limit = min(limit or SCAN_PAGE_PAIRS, SCAN_PAGE_PAIRS)
+    most_bytes = min(most_bytes, SCAN_PAGE_BYTES)
+    pairs: list[tuple[bytes, bytes]] = []
+    size = 0
+    low, high = layout.data_range(first, end)
+    for key, value in machine.engine.scan_back(low, high) if low < high else ():
+        if len(pairs) >= limit or size >= most_bytes:
+            return frames.pack_page(False, pairs[-1][0], pairs), len(pairs)
+        pairs.append((key[1:], b"" if keys_only else value))
+        size += len(key) + (0 if keys_only else len(value))
+    is_last = first == start
+    return frames.pack_page(is_last, b"" if is_last else first, pairs), len(pairs)
+
+
+def count_page(machine: ShardMachine, row: Row, start: bytes, end: bytes, limit: int) -> tuple[bytes, int]:
+    """A tally (`ranges.pack_tally`) of a page of keys, and how many they are."""
+    stop = min(filter(None, (end, row.end)), default=b"")
+    limit = min(limit or SCAN_PAGE_PAIRS, SCAN_PAGE_PAIRS)
+    looked = 0
+    for key in machine.engine.keys(*layout.data_range(start, stop)):
+        if looked >= limit:
+            return pack_tally(False, key[1:], looked), looked
+        looked += 1
+    is_last = stop == end
+    return pack_tally(is_last, b"" if is_last else stop, looked), looked

@@ -21,6 +21,11 @@ def note_changes(batch: Batch, row: Row, section: Section) -> None:
     items = list(dict.fromkeys(map(layout.data_key, inside)))
     if section.session != frames.NO_SESSION:
         items.append(layout.record_key(row.shard, section.session))
+    note_items(batch, row, items)
+
+
+def note_items(batch: Batch, row: Row, items: list[bytes]) -> None:
+    """Note these engine keys, each of them once; changes `row`, which the caller stores."""
     places = [layout.place_key(row.shard, item) for item in items]
     for item, place, before in zip(items, places, batch.get_many(places), strict=True):
         if before is not None:

@@ -22,24 +22,21 @@ from shardkv.raft.sessions import DEFAULT_TTL_MS, SessionClock, SessionRecord
 from shardkv.raft.snapshot import SnapshotSink, SnapshotSource
 from shardkv.shardctrler import shardctrler_pb2 as ctl
 from shardkv.shardctrler.codec import change_from_pb
-from shardkv.state import commands, journal, layout
+from shardkv.state import commands, journal, layout, writes
 from shardkv.state.effects import Drop, DropJournal, Effect, Inherit
 from shardkv.state.ownership import Ownership
 from shardkv.state.records import Records
 from shardkv.state.restoring import Restoring
 from shardkv.state.row import Row, State
 from shardkv.state.rows import cursor_from_pb, decode_row, encode_row
+from shardkv.state.writes import OK, Writing, deletes_ranges
 from shardkv.storage.engine import Batch, Engine
 from shardkv.wire import frames
-from shardkv.wire.frames import ABANDON, CAS_OP, DELETE, PUT, MalformedFrame, Section, SectionStatus, Status
-from shardkv.wire.frames import APPEND as APPEND_OP
+from shardkv.wire.frames import PUT, Section, SectionStatus, Status
 
-OK = b""  # the reply that most writes leave in the record
-NOT_FOUND = bytes([Status.NOT_FOUND])
-CAS_FAILED = bytes([Status.CAS_FAILED])
-ABANDONED = bytes([Status.ABANDONED])
-FRAME_GROWTH_BYTES = 16 << 20  # what the appends of one frame may write; the rest is asked for again
-BATCH_GROWTH_BYTES = 64 << 20  # … of the entries that share a batch
+SESSION_EXPIRED = bytes([Status.SESSION_EXPIRED])
+WRONG_SHARD = bytes([Status.WRONG_SHARD])
+NOT_ANSWERED = bytes([Status.NOT_ANSWERED])
 SWEEP_MS = 100  # of replicated time between two steps of the look for expired records
 JOINS = struct.Struct(">QQQ")  # the first and the last join that is ours; up to where the rest is others'
 
@@ -82,7 +79,7 @@ class ShardMachine:
         self._records = Records(self._batch)
         self._restoring = Restoring(self.ownership, self._batch)
         self._before = self.applied  # the last entry whose effects are all in the batch or the engine
-        self._frame_growth = self._batch_growth = 0  # bytes that appends have written
+        self._batch_growth = 0  # bytes that the entries of this batch have grown
 
     # ---- the state machine's protocol
 
@@ -127,6 +124,10 @@ class ShardMachine:
             else:
                 stamp, command = unstamp(entry)
                 if command[0] == commands.FRAME:
+                    if deletes_ranges(command):
+                        self._commit(
+                            self._before
+                        )  # a range is looked for in few changes, not in those of many entries
                     self._advance_clock(stamp.clock_ms)
                     replies.append(self._apply_frame(command))
                 elif command[0] == commands.RESTORE_CHUNK:
@@ -139,7 +140,7 @@ class ShardMachine:
                     self._advance_clock(stamp.clock_ms)
                     replies.append(self._apply_step(command, meta))
             self._before = meta
-            if self._batch_growth > BATCH_GROWTH_BYTES:
+            if self._batch_growth > writes.BATCH_BYTES:
                 self._commit(meta)
         self._commit(self._before)
         return replies
@@ -176,14 +177,15 @@ class ShardMachine:
         frame = command[commands.FRAME_HEADER.size :]
         header = frames.read_header(frame)
         used_ms = self.clock.used_ms(max(header.issued_ms, header.heard_ms))
-        self._frame_growth = 0
+        writing = Writing(self._batch, max_value, header.version)
         sections = [
-            self._apply_section(section, header.issued_ms, used_ms, max_value)
+            self._apply_section(section, header.issued_ms, used_ms, writing)
             for section in frames.unpack_sections(frame)
         ]
+        self._batch_growth += writing.grown
         return frames.pack_reply(self.clock_ms, sections)
 
-    def _apply_section(self, section: Section, issued_ms: int, used_ms: int, max_value: int) -> bytes:
+    def _apply_section(self, section: Section, issued_ms: int, used_ms: int, writing: Writing) -> bytes:
         row = self.ownership.rows.get(section.shard)
         if row is None or not row.serves:
             return self.refuse(row)
@@ -204,12 +206,14 @@ class ShardMachine:
             self._batch.changes.update(zip(put_keys, section.values, strict=True))
             record.replies.update(dict.fromkeys(section.seqs, OK))
             return frames.pack_results(bytes(len(put_keys)), None)
-        statuses = bytearray()
-        for kind, seq, key, value in zip(
-            section.kinds, section.seqs, section.keys, section.values, strict=True
-        ):
-            statuses.append(self._apply_once(record, late, row, kind, seq, key, value, max_value))
-        return frames.pack_results(bytes(statuses), None)
+        writing.erased.clear()
+        replies = [
+            self._apply_once(record, late, row, writing, *write)
+            for write in zip(section.seqs, section.kinds, section.keys, section.values, strict=True)
+        ]
+        if row.state is State.LENDING and writing.erased:
+            journal.note_items(self._batch, row, list(dict.fromkeys(writing.erased)))
+        return _pack_replies(replies)
 
     def _record_of(self, section: Section, row: Row, late: bool, used_ms: int) -> SessionRecord | None:
         """The record that this section's writes go into, noted as used; None where they come too late."""
@@ -240,56 +244,24 @@ class ShardMachine:
         record: SessionRecord,
         late: bool,
         row: Row,
-        kind: int,
+        writing: Writing,
         seq: int,
+        kind: int,
         key: bytes,
         value: bytes,
-        max_value: int,
-    ) -> int:
-        """Exactly once: a write that was done answers as it did then."""
+    ) -> bytes:
+        """Exactly once: a write that was done answers as it did then. The reply: a status and a value, or nothing."""
         done = record.replies.get(seq)
         if done is not None:
-            return done[0] if done else Status.OK
+            return done
         if late or seq < record.acked_below:
-            return Status.SESSION_EXPIRED
+            return SESSION_EXPIRED
         if not row.contains(key):
-            return Status.WRONG_SHARD  # leaves no record: the retry at the right shard is the first
-        if self._frame_growth > FRAME_GROWTH_BYTES:
-            return Status.NOT_ANSWERED  # and nothing after it in this frame is done, so their order stays
-        reply = self._apply_write(kind, layout.data_key(key), value, max_value)
-        record.replies[seq] = reply
-        return reply[0] if reply else Status.OK
-
-    def _apply_write(self, kind: int, key: bytes, value: bytes, max_value: int) -> bytes:
-        batch = self._batch
-        if kind == PUT:
-            batch.put(key, value)
-        elif kind == APPEND_OP:
-            whole = (batch.get(key) or b"") + value
-            if len(whole) > max_value:
-                return bytes([Status.VALUE_TOO_LARGE])
-            batch.put(key, whole)
-            self._frame_growth += len(whole)
-            self._batch_growth += len(whole)
-        elif kind == DELETE:
-            if batch.get(key) is None:
-                return NOT_FOUND
-            batch.delete(key)
-        elif kind == CAS_OP:
-            try:
-                expected, new = frames.unpack_cas(value)
-            except MalformedFrame:
-                return bytes([Status.BAD_OPERATION])
-            if batch.get(key) != expected:
-                return CAS_FAILED
-            if len(new) > max_value:
-                return bytes([Status.VALUE_TOO_LARGE])
-            batch.put(key, new)
-        elif kind == ABANDON:
-            return ABANDONED  # the record keeps the write of this number from being done
-        else:
-            return bytes([Status.BAD_OPERATION])
-        return OK
+            return WRONG_SHARD  # leaves no record: the retry at the right shard is the first
+        if writing.is_spent:
+            return NOT_ANSWERED  # and nothing after it in this frame is done, so their order stays
+        reply = record.replies[seq] = writing.apply(row, kind, key, value)
+        return reply
 
     def refuse(self, row: Row | None) -> bytes:
         """Not ours now. Whoever has it, or gets it, is named, as far as this row knows."""
@@ -446,3 +418,9 @@ class ShardMachine:
     def check(self) -> None:
         """Invariants, for tests and simulation."""
         self.ownership.check()
+
+
+def _pack_replies(replies: list[bytes]) -> bytes:
+    statuses = bytes([reply[0] if reply else Status.OK for reply in replies])
+    has_values = any(len(reply) > 1 for reply in replies)
+    return frames.pack_results(statuses, [reply[1:] for reply in replies] if has_values else None)

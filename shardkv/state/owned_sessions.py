@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import blake2b
 
-from shardkv.wire.frames import FRAME, MAGIC, NO_SESSION, SECTION, VERSION, WRITE
+from shardkv.wire.frames import FIRST_VERSION, FRAME, MAGIC, NO_SESSION, SECTION, VERSION, WRITE
 
 SESSION_AT = 8  # in a section's header: after the shard
 SESSION_BYTES = len(NO_SESSION)
@@ -36,7 +36,7 @@ def own_frame(frame: bytes, user: str) -> bytes:  # hot: runs per frame and sect
     if not user or len(frame) < FRAME.size:
         return frame
     magic, version, kind, sections, *_ = FRAME.unpack_from(frame)
-    if magic != MAGIC or version != VERSION or kind != WRITE:
+    if magic != MAGIC or not FIRST_VERSION <= version <= VERSION or kind != WRITE:
         return frame
     view, copied, offset = memoryview(frame), 0, FRAME.size
     parts: list[bytes | memoryview] = []

@@ -288,6 +288,13 @@ class Ownership:
                 return row
         return None
 
+    def find_below(self, end: bytes) -> Row | None:
+        """The row that holds the keys right below `end` and serves them; an empty end is open."""
+        for row in self.rows.values():
+            if row.serves and (not row.end or (end and end <= row.end)) and (not end or row.start < end):
+                return row
+        return None
+
     def serves_epoch(self, shard: ShardId, epoch: int) -> bool:
         """Whether this group ever served that epoch: a fact that stays true."""
         row = self.rows.get(shard)

@@ -8,6 +8,7 @@ replays the rest after a crash.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 from shardkv.raft.protocol.types import Index, SnapshotMeta
@@ -56,6 +57,12 @@ class Engine(Protocol):
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start <= key < end. Not to be used across a write."""
+
+    def scan_back(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The same pairs, the last one first."""
+
+    def keys(self, start: bytes, end: bytes) -> Iterator[bytes]:
+        """The keys of `scan`, without a look at the values."""
 
     def write(
         self, deleted: Sequence[Range], changes: dict[bytes, bytes | None], applied: SnapshotMeta
@@ -132,26 +139,24 @@ class Batch:
 
     def first(self, start: bytes, end: bytes, most: int) -> list[tuple[bytes, bytes]]:
         """The first `most` pairs of `scan`, at the cost of as many, and of a look at what has changed."""
-        changed = sorted(key for key in self.changes if start <= key < end)
-        found: list[tuple[bytes, bytes]] = []
-        position = 0
+        return list(islice(self.walk(start, end), most))
 
-        def take_changed(before: bytes) -> None:
-            nonlocal position
-            while position < len(changed) and changed[position] < before and len(found) < most:
-                value = self.changes[changed[position]]
-                if value is not None:
-                    found.append((changed[position], value))
-                position += 1
-
+    def walk(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The pairs of `scan`, looked up as they are taken. The batch must not change meanwhile."""
+        changes = self.changes
+        changed = iter(sorted(key for key in changes if start <= key < end))
+        following = next(changed, None)
         for key, value in self._engine.scan(start, end):
-            take_changed(key)
-            if len(found) >= most:
-                return found
-            if key not in self.changes and not any(low <= key < high for low, high in self._deleted):
-                found.append((key, value))
-        take_changed(end)
-        return found
+            while following is not None and following < key:
+                if (new := changes[following]) is not None:
+                    yield following, new
+                following = next(changed, None)
+            if key not in changes and not any(low <= key < high for low, high in self._deleted):
+                yield key, value
+        while following is not None:
+            if (new := changes[following]) is not None:
+                yield following, new
+            following = next(changed, None)
 
     def put(self, key: bytes, value: bytes) -> None:
         self.changes[key] = value

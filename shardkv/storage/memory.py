@@ -38,6 +38,14 @@ class MemoryEngine(InMemoryMachine):
         for key in pairs.irange(start, end, inclusive=(True, False)):
             yield key, pairs[key]
 
+    def scan_back(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        pairs = self._pairs
+        for key in pairs.irange(start, end, inclusive=(True, False), reverse=True):
+            yield key, pairs[key]
+
+    def keys(self, start: bytes, end: bytes) -> Iterator[bytes]:
+        yield from self._pairs.irange(start, end, inclusive=(True, False))
+
     def write(
         self, deleted: Sequence[Range], changes: dict[bytes, bytes | None], applied: SnapshotMeta
     ) -> None:

@@ -55,6 +55,8 @@ from shardkv.storage.tables import (
     RocksOptions,
     overlap,
     read_applied,
+    read_back,
+    read_keys_to_end,
     read_to_end,
     rocks_options,
     sync_directory,
@@ -239,14 +241,34 @@ class RocksEngine:
         return values
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-        reading = ReadOptions()
-        reading.set_iterate_upper_bound(end)
-        iterator = self._db.iter(reading)
+        iterator = self._below(end)
         iterator.seek(start)
         try:
             yield from read_to_end(iterator)
         except Exception as error:
             raise self._failed(error) from None
+
+    def scan_back(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        iterator = self._below(end)
+        iterator.seek_to_last()
+        try:
+            yield from read_back(iterator, start)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def keys(self, start: bytes, end: bytes) -> Iterator[bytes]:
+        iterator = self._below(end)
+        iterator.seek(start)
+        try:
+            yield from read_keys_to_end(iterator)
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def _below(self, end: bytes) -> Any:
+        """An iterator that sees nothing from `end` on."""
+        reading = ReadOptions()
+        reading.set_iterate_upper_bound(end)
+        return self._db.iter(reading)
 
     def write(
         self, deleted: Sequence[Range], changes: dict[bytes, bytes | None], applied: SnapshotMeta

@@ -130,6 +130,30 @@ def read_to_end(iterator: Any) -> Iterator[tuple[bytes, bytes]]:
     check_ended(iterator)
 
 
+def read_keys_to_end(iterator: Any) -> Iterator[bytes]:
+    """The keys from where the iterator stands; the values stay in RocksDB. Raises what RocksDB raises."""
+    valid, key, move = iterator.valid, iterator.key, iterator.next
+    while valid():
+        yield key()
+        move()
+    check_ended(iterator)
+
+
+def read_back(iterator: Any, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs from where the iterator stands down to `start`. Raises what RocksDB raises.
+
+    The bound is looked at here: `set_iterate_lower_bound` of rocksdict 0.3.29 sets the upper one.
+    """
+    valid, key, value, move = iterator.valid, iterator.key, iterator.value, iterator.prev
+    while valid():
+        found = key()
+        if found < start:
+            return
+        yield found, value()
+        move()
+    check_ended(iterator)
+
+
 def check_ended(iterator: Any) -> None:
     """An iterator that is not valid any more met the end, and no damage. Raises what RocksDB raises.
 

@@ -19,7 +19,7 @@ Value = bytes | None
 class Operation:
     """One call: what was asked, what was answered, and when. `returned` inf: no answer came."""
 
-    kind: str  # get, put, append, delete, cas
+    kind: str  # get, put, append, delete, cas, incr; count: is it there; erase: a delete that does not say
     key: bytes
     argument: object
     result: object
@@ -28,6 +28,8 @@ class Operation:
 
 
 SHOWN = 40
+READS = ("get", "count")
+DELETES = ("delete", "erase")
 
 
 class NotLinearizable(AssertionError):
@@ -47,12 +49,32 @@ class NotLinearizable(AssertionError):
         return f"key {self.key!r}: no order explains the last answer of\n{left_out}" + "\n".join(lines)
 
 
+NO_NUMBER = "no number"  # the answer to an incr of something else
+
+
+def counter(value: Value) -> int | None:
+    """The number in a value; the tests' counters have no signs."""
+    if value is None:
+        return 0
+    return int(value) if value.isdigit() else None
+
+
 def step(operation: Operation, value: Value) -> tuple[bool, Value]:
     """Whether the answer fits the state (an unknown answer fits all), and the state after."""
     known = operation.returned != inf
     match operation.kind:
         case "get":
             return (not known or operation.result == value), value
+        case "count":
+            return (not known or operation.result == (value is not None)), value
+        case "erase":
+            return True, None
+        case "incr":
+            number = counter(value)
+            if number is None:
+                return (not known or operation.result == NO_NUMBER), value
+            after = number + operation.argument  # type: ignore[operator]
+            return (not known or operation.result == after), b"%d" % after
         case "put":
             return True, operation.argument  # type: ignore[return-value]
         case "append":
@@ -75,7 +97,7 @@ def check(history: Iterable[Operation]) -> int:
         by_key[operation.key].append(operation)
     for key, operations in by_key.items():
         # A read without an answer tells nothing.
-        told = [op for op in operations if not (op.kind == "get" and op.returned == inf)]
+        told = [op for op in operations if not (op.kind in READS and op.returned == inf)]
         told.sort(key=lambda op: op.called)
         # A write without an answer that nobody ever saw may be taken not to have happened:
         # that is one of its two explanations, and by far the cheaper to search.
@@ -92,7 +114,7 @@ def shortest_wrong_prefix(operations: list[Operation]) -> list[Operation]:
         return [
             op if op.returned <= now else replace(op, result=None, returned=inf)
             for op in operations
-            if op.called <= now and not (op.kind == "get" and op.returned > now)
+            if op.called <= now and not (op.kind in READS and op.returned > now)
         ]
 
     answers = sorted(op.returned for op in operations if op.returned != inf)
@@ -108,8 +130,8 @@ def shortest_wrong_prefix(operations: list[Operation]) -> list[Operation]:
 
 def is_seen(write: Operation, operations: list[Operation]) -> bool:
     """Whether what an unanswered write wrote shows in any answer. Written values are unique, and end in a ";"."""
-    if write.kind == "delete":
-        return True
+    if write.kind in DELETES or write.kind == "incr":
+        return True  # what they leave tells nothing of who did it
     token = write.argument[1] if isinstance(write.argument, tuple) else write.argument
     assert isinstance(token, bytes)
     return any(isinstance(op.result, bytes) and b";" + token in b";" + op.result for op in operations)
@@ -167,9 +189,9 @@ def key_is_linearizable(operations: list[Operation]) -> bool:
         for i, operation in enumerate(open_ended):
             if operation.called > horizon:
                 break
-            if unanswered >> i & 1 or (operation.kind == "delete" and deleted):
+            if unanswered >> i & 1 or (operation.kind in DELETES and deleted):
                 continue  # all unanswered that could delete here are alike: the oldest will do
-            deleted = deleted or operation.kind == "delete"
+            deleted = deleted or operation.kind in DELETES
             if i in before and before[i] != (value or b""):
                 continue  # not where those who saw it saw it
             _, after = step(operation, value)

@@ -40,8 +40,8 @@ class Pipelines:
     def start(self, clerk: AsyncShardClerk, host: Host | None = None) -> None:
         number = len(self._tasks)
         context = contextvars.copy_context() if host is None else host.context
-        # Across printable ASCII, as the keys of `Workload`.
-        keys = [bytes([0x21 + 90 * n // self._keys]) + b"/own-%d" % number for n in range(self._keys)]
+        # Across printable ASCII, as the keys of `Workload`, which deletes what lies behind its own.
+        keys = [bytes([0x21 + 90 * n // self._keys]) + b"/a-own-%d" % number for n in range(self._keys)]
         task = asyncio.get_running_loop().create_task(self._run(clerk, keys), context=context)
         self._tasks.append(task)
 
