@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from shardkv.raft.compaction import compact_to
 from shardkv.raft.damage import DamageBook
 from shardkv.raft.errors import DamagedState, Lost, NoRoom, NotLeader, OutcomeUnknown, Stopped
 from shardkv.raft.incarnations import KnownDisks
@@ -29,7 +30,6 @@ from shardkv.raft.protocol.clock import ReplicatedClock
 from shardkv.raft.protocol.core import Raft
 from shardkv.raft.protocol.log import Log
 from shardkv.raft.protocol.membership import Memberships
-from shardkv.raft.protocol.progress import Mode
 from shardkv.raft.protocol.quorum import Membership
 from shardkv.raft.protocol.roles import Leader
 from shardkv.raft.protocol.space import has_room
@@ -326,17 +326,11 @@ class Replica:
 
     async def _flush_and_compact(self) -> None:
         durable = await self.machine.flush()
-        index = min(durable, self.core.log.durable_index)
-        if self.core.log.size_bytes < 4 * self._compact_bytes:
-            # Spare a follower that is only a little behind the snapshot; not one that is gone.
-            index = min(index, self._needed_by_followers())
+        log, role = self.core.log, self.core.role
+        followers = role.progress.values() if isinstance(role, Leader) else ()
+        index = compact_to(min(durable, log.durable_index), log.size_bytes, self._compact_bytes, followers)
         if index > self.core.log.base_index and not self.node.stopped:
             self.node.compact(index)
-
-    def _needed_by_followers(self) -> Index:
-        progress = self.core.role.progress if isinstance(self.core.role, Leader) else {}
-        keeping_up = [p.match_index for p in progress.values() if p.mode is Mode.REPLICATE]
-        return min(keeping_up, default=self.core.log.last_index)
 
     def _flushed(self, task: asyncio.Task[None]) -> None:
         self._flushing = None

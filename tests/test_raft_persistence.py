@@ -10,6 +10,7 @@ import pytest
 
 from shardkv.raft.errors import RaftError
 from shardkv.raft.protocol.messages import InstallSnapshot
+from shardkv.raft.protocol.roles import Leader
 from tests.sim import loop
 from tests.sim.network import Weather
 from tests.sim.raft_world import RaftWorld, in_world
@@ -110,9 +111,20 @@ async def test_r_s1_the_log_stays_bounded_in_memory_and_on_disk(world: RaftWorld
         assert logs <= 4 * 4096, "what is compacted is gone from the disk too"
 
 
+async def _leader_of_equals(world: RaftWorld) -> int:
+    """The leader, once it has heard that everybody has what it has: it keeps no log for a snapshot's receiver then."""
+    async with asyncio.timeout(10.0):
+        while True:
+            leader = await world.leader()
+            role = world.core(leader).role
+            if isinstance(role, Leader) and not any(peer.catching_up for peer in role.progress.values()):
+                return leader
+            await asyncio.sleep(0.01)
+
+
 async def _left_behind(world: RaftWorld, crash: bool) -> None:
     for turn in range(5):
-        leader = await world.leader()
+        leader = await _leader_of_equals(world)
         away = next(node for node in world.ids if node != leader)
         if crash:
             await world.crash([away])
@@ -169,6 +181,7 @@ async def test_r_s4_a_stale_or_repeated_snapshot_never_rolls_back(world: RaftWor
     away = next(node for node in world.ids if node != leader)
     chunks = []
     for turn in range(2):
+        await _leader_of_equals(world)
         world.isolate(away)
         for n in range(40):
             await world.propose(f"{turn}-{n}", [node for node in world.ids if node != away])

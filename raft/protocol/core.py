@@ -460,7 +460,7 @@ class Raft:
                 self._become_follower(self.term)  # CheckQuorum (thesis §6.2)
                 return
             for peer in leader.progress.values():
-                peer.recently_active = False
+                peer.end_of_round()
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= self.options.heartbeat_ticks:
             self._broadcast_heartbeat(leader)
@@ -576,6 +576,8 @@ class Raft:
             peer.become_replicate()
         if news:
             self._advance_commit()
+        if peer.catching_up:
+            peer.look_behind(self.commit_index)
         if leader.transfer_to == sender:
             self._maybe_time_out_now(leader, sender)
 

@@ -43,6 +43,7 @@ class Progress:
     state_lost: bool = False  # its state machine is damaged, it said: it can vote and store, and not lead
     snapshot_out: bool = False  # a snapshot is being sent to it
     snapshot_index: Index = 0
+    catching_up: bool = False  # a snapshot is out to it, or came in, and it has not yet all that is committed
     failed_snapshots: int = 0  # streams that ended without success, one after the other
     snapshot_pause: int = 0  # heartbeats until the next stream may begin
     installing_beats: int = 0  # heartbeats in which `state_lost` may be older than the snapshot that came in
@@ -76,6 +77,17 @@ class Progress:
         self.next_index = max(self.next_index, self.match_index + 1)
         return news
 
+    def look_behind(self, commit_index: Index) -> None:
+        """Note whether it has caught up."""
+        if not self.snapshot_out and self.match_index >= commit_index:
+            self.catching_up = False
+
+    def end_of_round(self) -> None:
+        """CheckQuorum has counted: it is to be heard from again. One that was not does not catch up any more."""
+        if not self.recently_active and not self.snapshot_out:
+            self.catching_up = False
+        self.recently_active = False
+
     def heartbeat(self) -> None:
         """A heartbeat is due: what was out is lost or late by now."""
         self.probe_sent = False
@@ -90,6 +102,7 @@ class Progress:
     def snapshot_ended(self, index: Index) -> None:
         """The follower holds everything up to `index`; 0: the stream failed, and the next one waits longer."""
         self.snapshot_out = False
+        self.catching_up = index > 0
         self.failed_snapshots = 0 if index else self.failed_snapshots + 1
         self.snapshot_pause = min(2**self.failed_snapshots, MOST_PAUSE) if self.failed_snapshots else 0
         self.installing_beats = OLD_NEWS_BEATS if index else 0
@@ -127,6 +140,7 @@ class Progress:
         """Whether a stream is to begin: at most one is out to a follower, until `Raft.snapshot_reported`."""
         begins = not self.snapshot_out and self.may_get_snapshot
         self.snapshot_out = self.snapshot_out or begins
+        self.catching_up = self.catching_up or begins
         return begins
 
     def begin_repair(self) -> bool:
