@@ -1,8 +1,9 @@
 """How far the log may be compacted: what followers still need stays, as long as that is not too much. Pure.
 
-A follower that is only a little behind is spared a snapshot. One that is sent a snapshot, or has just got one, needs the log
+A follower that is only a little behind is spared a snapshot. One that takes a snapshot in, or has just done so, needs the log
 from there on: were that compacted before it has come to the end, it would need the next snapshot, and under load one
-after the other for ever (seed 542 of the soak). A follower that is gone, or whose snapshot failed, holds nothing up.
+after the other for ever (seed 542 of the soak). A follower that is gone, that answers no chunk,
+or whose snapshot failed, holds nothing up.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ def sent_a_snapshot(index: int) -> Progress:
     peer = follower(0, Mode.PROBE)
     peer.become_snapshot(index)
     assert peer.begin_snapshot()
+    peer.chunk_answered()
     return peer
 
 
@@ -51,6 +52,13 @@ def test_the_log_stays_from_a_snapshot_on_until_its_receiver_has_come_to_the_end
 
 def test_what_is_kept_for_a_snapshot_has_a_bound() -> None:
     assert compact_to(90, CATCHING_UP * UNIT, UNIT, [sent_a_snapshot(50)]) == 90
+
+
+def test_who_answers_no_chunk_of_a_snapshot_holds_nothing_up() -> None:
+    peer = follower(0, Mode.PROBE)
+    peer.become_snapshot(50)
+    assert peer.begin_snapshot()
+    assert compact_to(90, UNIT, UNIT, [peer]) == 90
 
 
 def test_a_snapshot_that_failed_holds_nothing_up() -> None:

@@ -277,7 +277,7 @@ class Raft:
                 self._out.pass_on(envelope)
             case InstallSnapshotReply():
                 if isinstance(self.role, Leader) and sender in self.role.progress:
-                    self.role.progress[sender].recently_active = True
+                    self.role.progress[sender].chunk_answered()
                     self._out.pass_on(envelope)
             case ReadIndex(seq=seq):
                 # Only the leader can answer; a follower that is wrong about us asks again.
@@ -576,8 +576,7 @@ class Raft:
             peer.become_replicate()
         if news:
             self._advance_commit()
-        if peer.catching_up:
-            peer.look_behind(self.commit_index)
+        peer.look_behind(self.commit_index)
         if leader.transfer_to == sender:
             self._maybe_time_out_now(leader, sender)
 

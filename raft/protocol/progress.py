@@ -43,7 +43,7 @@ class Progress:
     state_lost: bool = False  # its state machine is damaged, it said: it can vote and store, and not lead
     snapshot_out: bool = False  # a snapshot is being sent to it
     snapshot_index: Index = 0
-    catching_up: bool = False  # a snapshot is out to it, or came in, and it has not yet all that is committed
+    catching_up: bool = False  # it takes a snapshot in, or has, and has not yet all that is committed
     failed_snapshots: int = 0  # streams that ended without success, one after the other
     snapshot_pause: int = 0  # heartbeats until the next stream may begin
     installing_beats: int = 0  # heartbeats in which `state_lost` may be older than the snapshot that came in
@@ -77,9 +77,14 @@ class Progress:
         self.next_index = max(self.next_index, self.match_index + 1)
         return news
 
+    def chunk_answered(self) -> None:
+        """It takes in what it is sent of a snapshot."""
+        self.recently_active = True
+        self.catching_up = self.catching_up or self.snapshot_out
+
     def look_behind(self, commit_index: Index) -> None:
         """Note whether it has caught up."""
-        if not self.snapshot_out and self.match_index >= commit_index:
+        if self.catching_up and not self.snapshot_out and self.match_index >= commit_index:
             self.catching_up = False
 
     def end_of_round(self) -> None:
@@ -140,7 +145,6 @@ class Progress:
         """Whether a stream is to begin: at most one is out to a follower, until `Raft.snapshot_reported`."""
         begins = not self.snapshot_out and self.may_get_snapshot
         self.snapshot_out = self.snapshot_out or begins
-        self.catching_up = self.catching_up or begins
         return begins
 
     def begin_repair(self) -> bool:
