@@ -17,7 +17,7 @@ import shardkv
 import shardkv.testing
 from shardkv.cli.main import main
 from shardkv.state.ownership import TRANSITIONS
-from tests.test_mutants import MUTANTS
+from tests import test_mutants, test_mutants_of_time
 
 pytestmark = pytest.mark.quick
 
@@ -118,7 +118,7 @@ def test_every_scenario_id_of_this_release_has_a_test() -> None:
 
 def test_every_mutant_is_in_the_table() -> None:
     told = (ROOT / "docs/testing.md").read_text()
-    for mutant in MUTANTS:
+    for mutant in (*test_mutants.MUTANTS, *test_mutants_of_time.MUTANTS):
         assert mutant.__name__.replace("_", " ") in told, f"docs/testing.md lacks {mutant.__name__}"
 
 

@@ -192,6 +192,20 @@ def test_t_2_a_retry_from_before_the_record_expired_is_refused() -> None:
 
 
 @quick
+def test_t_1_a_session_that_is_used_does_not_expire() -> None:
+    """A record's time-to-live counts from its last use: else the retry of a new write of an old session would be done again."""
+    story = Story()
+    story.apply(frame(b"s" * 16, 1, story.now_ms, value=b"1"))
+    story.pass_time(TTL_MS * 3 // 4)
+    write = frame(b"s" * 16, 2, story.now_ms, value=b"2")
+    story.apply(write)
+    story.pass_time(TTL_MS * 3 // 4)
+    assert story.has_record(b"s" * 16)
+    assert status_of(story.apply(write)) == Status.OK
+    assert story.value == b"12"
+
+
+@quick
 @pytest.mark.parametrize("ahead_ms", [1, TTL_MS // 2, TTL_MS, 900_000, YEAR_MS])
 def test_t_1_a_write_issued_by_a_clock_that_is_ahead_is_done_once(ahead_ms: int) -> None:
     """Its record lives until the time that it was issued at has come, and a time-to-live more."""
