@@ -34,6 +34,7 @@ from shardkv.client.errors import (
 from shardkv.client.heard import CONTROLLER, HeardClocks
 from shardkv.client.lane import Lane
 from shardkv.client.operations import NOBODY, Numbering, Operation
+from shardkv.client.requests import quoted
 from shardkv.client.routing import Router
 from shardkv.shardctrler.client import AccessDenied, ControllerClient, ControllerUnavailable
 from shardkv.shardctrler.shard_map import NO_GROUP, Gid, ShardId
@@ -98,7 +99,9 @@ class ClerkCore:
         if self._closed:
             raise ClerkClosed("the clerk is closed")
         if len(self._outstanding) >= self._max_outstanding:
-            raise Busy(f"{len(self._outstanding)} operations are outstanding")
+            raise Busy(
+                f"{len(self._outstanding)} operations of this clerk are outstanding, which is the limit: wait for some of them"
+            )
         self._outstanding[operation] = lane_kind
         if lane_kind == WRITE_LANE:
             last = self._last_writes
@@ -202,7 +205,7 @@ class ClerkCore:
                 self._abandon(operation, in_doubt(error))
                 self._route_all([operation])
                 return
-            log.info("gave a write of unknown outcome up: %s", error)
+            log.info("gave up on a write of unknown outcome: %s", error)
         self.ended(operation, error)
 
     def is_wanted(self, operation: Operation) -> bool:
@@ -322,11 +325,13 @@ class ClerkCore:
             in_flight = operation.sent and self._lane_of_writes(operation)
             if in_flight and operation.kind != ABANDON:
                 why = operation.why or "no answer in time"
-                text = f"the write was sent and may or may not be done: {why}"
+                text = f"{self._named(operation)}: the write was sent, and nothing tells whether it was done: {why}"
                 self._abandon(operation, OutcomeUnknown(text))
                 continue
             if in_flight:
-                log.warning("gave a write of unknown outcome up after %g s: %s", ABANDON_SECONDS, operation.why)
+                log.warning(
+                    "gave up on a write of unknown outcome after %g s: %s", ABANDON_SECONDS, operation.why
+                )
             self._end(operation, self._timed_out(operation), held)
         self._route_all(held)
         self._sweeping = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._outstanding else None
@@ -337,7 +342,14 @@ class ClerkCore:
             error = self._router.error
             if isinstance(error, ControllerUnavailable) and error.retry_after:
                 return Busy(f"the controllers are busy: {why}", error.retry_after)
-            return Unavailable(f"no controller could be reached: {why}")
+            return Unavailable(
+                f"{self._named(operation)}: not sent, since no controller could be reached: {why}"
+            )
         if wait := retry_after(operation.why):
-            return Busy(operation.why, wait)
-        return DeadlineExceeded(f"not done in time: {why}")
+            return Busy(f"{self._named(operation)}: {operation.why}", wait)
+        return DeadlineExceeded(f"{self._named(operation)}: not done before the timeout: {why}")
+
+    @staticmethod
+    def _named(operation: Operation) -> str:
+        shard = f" (shard {operation.shard})" if operation.shard else ""
+        return f"key {quoted(operation.key)}{shard}"

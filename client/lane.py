@@ -33,6 +33,7 @@ from shardkv.client.errors import (
 )
 from shardkv.client.heard import HeardClocks
 from shardkv.client.operations import Numbering, Operation
+from shardkv.client.requests import quoted
 from shardkv.shardctrler.shard_map import Gid
 from shardkv.wire import backoff, frames
 from shardkv.wire.calls import Code, Dialer, Unreachable, busy_text, parse, retry_after
@@ -279,11 +280,11 @@ class Lane:
                 self._leader = text
                 self._again(operations, f"{address}: not the leader", at_once=self._leader != address)
             case Code.BAD_REQUEST:
-                self._refuse(operations, BadRequest(text))
+                self._refuse(operations, BadRequest, f"{address} refused the request: {text}")
             case Code.NO_ROOM:
-                self._refuse(operations, OutOfSpace(text))
+                self._refuse(operations, OutOfSpace, f"{address}: {text}")
             case Code.DENIED:
-                self._refuse(operations, PermissionDenied(text))
+                self._refuse(operations, PermissionDenied, text)
             case Code.BUSY:
                 self._come_back(operations, f"{address}: {code.name} {text}", retry_after(text))
             case Code.RETRY:
@@ -318,10 +319,11 @@ class Lane:
             elif status >= FIRST_BUSY:
                 early.setdefault(status, []).append(operation)
             elif status < FIRST_UNRECORDED:
-                self._owner.ended(operation, _error_of(status))  # recorded: it will not be done later either
+                # Recorded: it will not be done later either.
+                self._owner.ended(operation, self._judged(operation, status))
             else:
                 operation.doubt |= status > max(Status)  # a newer server's: who knows what it means
-                self._owner.refused_now(operation, _error_of(status))
+                self._owner.refused_now(operation, self._judged(operation, status))
         if rest:
             self.answered -= len(rest)
             self._again(
@@ -341,15 +343,23 @@ class Lane:
             self._owner.refused(shard, self._gid, 0, ())
             self._again(tuple(moved), f"shard {shard} was split")
 
-    def _refuse(self, operations: Iterable[Operation], error: ShardKVError) -> None:
+    def _refuse(self, operations: Iterable[Operation], refusal: Callable[[str], ShardKVError], text: str) -> None:
         for operation in operations:
-            self._owner.refused_now(operation, error)
+            self._owner.refused_now(operation, refusal(f"{self._named(operation)}: {text}"))
+
+    def _named(self, operation: Operation) -> str:
+        return f"key {quoted(operation.key)} (shard {operation.shard}, group {self._gid})"
+
+    def _judged(self, operation: Operation, status: int) -> ShardKVError:
+        error = _error_of(status)
+        return type(error)(f"{self._named(operation)}: {error}")
 
     def _come_back(self, operations: tuple[Operation, ...], why: str, wait: float) -> None:
         """The server is busy, and says for how long (0: it does not). Who cannot wait so long is told at once."""
         pause = wait * self._rng.uniform(1.0, 1.1)  # not all at once
         late = asyncio.get_running_loop().time() + pause
-        self._refuse([each for each in operations if wait and each.deadline <= late], Busy(why, wait))
+        hurried = [each for each in operations if wait and each.deadline <= late]
+        self._refuse(hurried, lambda text: Busy(text, wait), why)
         if later := tuple(each for each in operations if not wait or each.deadline > late):
             self._again(later, why, at_least=pause)
 
@@ -414,26 +424,38 @@ def _may_go(operation: Operation, frame: int) -> bool:
 def _error_of(status: int) -> ShardKVError:
     match status:
         case Status.SESSION_EXPIRED:
-            return SessionExpired("the write is too old to be tried again safely, and may have been done")
+            return SessionExpired(
+                "the write is too old to be retried safely, and may have been done: read the key before you write it again"
+            )
         case Status.VALUE_TOO_LARGE:
-            return ValueTooLarge("the value would be larger than the server takes")
+            return ValueTooLarge(
+                "the value after this write would be larger than a value may be: use several keys"
+            )
         case Status.BAD_OPERATION:
-            return BadRequest("the server takes the operation for malformed")
+            return BadRequest(
+                "the server cannot read the operation: do the client and the servers have the same version?"
+            )
         case Status.NOT_A_NUMBER:
-            return NotANumber("the key's value is no decimal integer of 64 bits")
+            return NotANumber("the key's value is not a decimal integer of 64 bits")
         case Status.OVERFLOW:
-            return CounterOverflow("the counter would leave the 64-bit integers")
+            return CounterOverflow("the counter would leave the range of 64-bit integers")
         case Status.KEY_SIZE:
-            return KeyTooLarge("the key is empty, or longer than the server takes")
+            return KeyTooLarge("the key is empty, or longer than a key may be on this server")
         case Status.VALUE_SIZE:
-            return ValueTooLarge("the value is larger than the server takes")
+            return ValueTooLarge("the value is larger than a value may be on this server")
         case Status.DENIED:
-            return PermissionDenied("this user may not touch that key")
+            return PermissionDenied(
+                "this user may not touch that key: an admin can change the user's role or prefixes (`shardkv admin user set`)"
+            )
         case Status.NO_ROOM:
             return OutOfSpace(
-                "the disks of this group are nearly full: it takes only deletes until there is room"
+                "the disks of this group are nearly full: only deletes work until there is space (`shardkv admin status` names the disks)"
             )
         case Status.RESTORING:
-            return BeingRestored("a restore writes this key's shard: ask when it has ended")
+            return BeingRestored(
+                "a restore is writing this shard: try again when the restore has ended (`shardkv admin status` shows it)"
+            )
         case _:
-            return BadRequest(f"the server answered with status {status}")
+            return BadRequest(
+                f"the server answered with status {status}, which this client does not know: use a newer client"
+            )

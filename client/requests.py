@@ -6,6 +6,14 @@ from shardkv.client.errors import KeyTooLarge, ValueTooLarge
 from shardkv.wire.frames import Limits
 
 Key = bytes | str
+SHOWN_KEY_BYTES = 64
+
+
+def quoted(key: bytes) -> str:
+    """A key as errors name it: 'user/1', escaped where it is not printable, and cut where it is long."""
+    if len(key) <= SHOWN_KEY_BYTES:
+        return repr(key)[1:]
+    return f"{repr(key[:SHOWN_KEY_BYTES])[1:]}… ({len(key)} bytes)"
 
 
 def to_bytes(value: Key) -> bytes:
@@ -23,7 +31,7 @@ def check_key(key: Key, limits: Limits) -> bytes:  # hot: runs per operation
     """Raises KeyTooLarge for an empty or overlong key, TypeError."""
     data = key if type(key) is bytes else to_bytes(key)
     if not 0 < len(data) <= limits.key_bytes:
-        raise KeyTooLarge(f"a key has 1 to {limits.key_bytes} bytes, not {len(data)}")
+        raise KeyTooLarge(f"key {quoted(data)} has {len(data)} bytes: a key has 1 to {limits.key_bytes}")
     return data
 
 
@@ -31,5 +39,5 @@ def check_value(value: Key, limits: Limits) -> bytes:  # hot: runs per operation
     """Raises ValueTooLarge, TypeError."""
     data = value if type(value) is bytes else to_bytes(value)
     if len(data) > limits.value_bytes:
-        raise ValueTooLarge(f"a value has at most {limits.value_bytes} bytes, not {len(data)}")
+        raise ValueTooLarge(f"the value has {len(data)} bytes: a value has at most {limits.value_bytes}")
     return data

@@ -52,9 +52,17 @@ def tighten(top: Path, deep: bool = True) -> int:
             continue
         count += found
     if count:
-        log.warning("others could read %s: %d files and directories are for their owner alone now", top, count)
+        log.warning(
+            "other users of this machine could read %s: %d files and directories are private to their owner now",
+            top,
+            count,
+        )
     if kept:
-        log.warning("others may read what is in %s, and that cannot be changed: %s", top, kept)
+        log.warning(
+            "other users of this machine may read files in %s, and their permissions cannot be changed: %s",
+            top,
+            kept,
+        )
     return count
 
 
@@ -65,7 +73,7 @@ def warn_if_open(path: Path) -> None:
     except OSError:
         return  # who reads it says so
     if is_open:
-        log.warning("others can use %s, which is secret: chmod 600", path)
+        log.warning("other users of this machine can read or change %s, which is secret: run chmod 600", path)
 
 
 def _tree(top: Path) -> Iterator[Path]:

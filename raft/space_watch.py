@@ -32,7 +32,7 @@ async def watch(replica: Replica, free_bytes: Callable[[], Awaitable[int]], rese
         try:
             free = await free_bytes()
         except OSError as error:
-            log.warning("the disk does not tell how much room it has: %s", error)
+            log.warning("cannot learn how much space is free on the disk: %s", error)
         else:
             replica.node.spare_bytes = free - reserve_bytes
             _note(replica, free, judge(free, reserve_bytes, replica.node.room))
@@ -55,4 +55,4 @@ def _note(replica: Replica, free_bytes: int, room: Room) -> None:
         try:
             node.transfer(max(roomy, key=lambda peer: role.progress[peer].match_index))
         except RaftError as error:
-            log.info("leadership stays: %s", error)  # until the next look
+            log.info("the leadership could not be handed over: %s", error)  # until the next look

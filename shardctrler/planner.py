@@ -131,7 +131,10 @@ def split(config: Config, shard_id: ShardId, key: bytes, new_shard: ShardId) -> 
     if len(key) > MAX_SPLIT_KEY_BYTES:
         raise Refused("BadRequest", f"a split key has at most {MAX_SPLIT_KEY_BYTES} bytes")
     if not shard.contains(key) or key == shard.start:
-        raise Refused("KeyOutsideShard", f"{key!r} is not inside shard {shard_id}, after its first key")
+        raise Refused(
+            "KeyOutsideShard",
+            f"{key!r} is not inside shard {shard_id}: give a key after the first key of the shard and before its end",
+        )
     return Change(config.num + 1, split=Split(shard_id, key, new_shard, shard.holder))
 
 

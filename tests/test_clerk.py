@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from shardkv.client import AsyncShardClerk, OutcomeUnknown
+from shardkv.client.requests import quoted
 from shardkv.shardctrler import planner
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.codec import config_to_pb
@@ -143,3 +144,9 @@ def test_a_hint_at_a_group_that_does_not_answer_for_the_shard_is_dropped(old: Ca
         assert dialer.asked == {"g:1": 2, "old:1": 1}
 
     asyncio.run(story())
+
+
+def test_an_error_names_its_key_whatever_is_in_it() -> None:
+    assert quoted(b"user/1") == "'user/1'"
+    assert quoted(b"a\x00\n'") == '"a\\x00\\n\'"'
+    assert quoted(b"k" * 5000) == f"'{'k' * 64}'… (5000 bytes)"

@@ -112,6 +112,7 @@ async def test_deletes_succeed_beside_puts_on_a_full_group(world: World) -> None
     mixed = [call for pair in zip(puts, deletes, strict=True) for call in pair]
     results = await asyncio.gather(*mixed, return_exceptions=True)
     assert all(isinstance(result, OutOfSpace) and "nearly full" in str(result) for result in results[::2])
+    assert all("(shard 1, group 1)" in str(result) for result in results[::2]), "an error says where"
     assert results[1::2] == [True] * 50
     assert {value async for _, value in clerk.scan()} == {b"before"}
 

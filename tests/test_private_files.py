@@ -60,7 +60,9 @@ def test_whatever_the_umask_nobody_else_reads_what_a_cluster_writes(tmp_path: Pa
         assert open_to_others(cluster.directory) == []
         for process in cluster.cluster().processes:
             lines = [
-                line for line in (Path(process.data) / "log").read_text().splitlines() if "others could" in line
+                line
+                for line in (Path(process.data) / "log").read_text().splitlines()
+                if "users of this machine could read" in line
             ]
             assert len(lines) == 1 and process.data in lines[0], lines
 

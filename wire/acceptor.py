@@ -146,7 +146,12 @@ class Acceptor:
         """No descriptor, or no memory, for one more: no fault of the disk. Have the oldest stranger make room."""
         self.accept_failures += 1
         if self.accept_failures & (self.accept_failures - 1) == 0:  # at 1, 2, 4, 8, …
-            log.error("cannot accept connections at %s: %s (%d times)", self.name, error, self.accept_failures)
+            log.error(
+                "cannot accept connections at %s: %s (%d times): raise the limit of open files",
+                self.name,
+                error,
+                self.accept_failures,
+            )
         for listening in self._listening:
             self._loop.remove_reader(listening)
         oldest = next(iter(self._by_age), None)

@@ -101,14 +101,14 @@ class TlsFiles:
             loaded, crl = await asyncio.to_thread(lambda: (_load(self.tls), _content(self.tls.crl)))
         except BadCertificate as error:
             self.problem = str(error)
-            log.error("the TLS files have changed and cannot be used; the old ones stay in use: %s", error)
+            log.error("the TLS files have changed and cannot be used: %s; the old ones stay in use", error)
             self._note(False, self.problem)
             return
         # A connection that has begun may still show the certificate before.
         self.certificate_hashes = (loaded.certificate_hash, self._loaded.certificate_hash)
         self._loaded, self.problem = loaded, ""
         self.reloads += 1
-        log.info("the TLS files are read again; the certificate is valid until %s", _day(loaded.expires_at))
+        log.info("read the TLS files again; the certificate is valid until %s", _day(loaded.expires_at))
         self._note(True, "")
         if crl != self._crl:
             self._crl = crl

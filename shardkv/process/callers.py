@@ -42,7 +42,7 @@ def check_certificate(options: ProcessOptions) -> None:
         )
     if any(name.covers(options.member) and name.group is None for name in names_in(shown)):
         log.warning(
-            "certificate %s is for every process of the cluster: whoever steals its key is all of them",
+            "certificate %s is valid for every process of the cluster: whoever steals its key can pose as any of them",
             options.tls.cert,
         )
 
@@ -91,7 +91,7 @@ def authorizer_of(
     try:
         known = directory.read(ACCOUNTS) if ACCOUNTS in directory.names() else None
     except Unreadable as error:
-        log.error("%s: %s", ACCOUNTS, error)
+        log.error("%s is damaged: %s; asking the controllers for the users", ACCOUNTS, error)
         known = b""  # damaged: the controllers tell us again
     follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), secured)
     follower.on_change = on_change

@@ -41,7 +41,7 @@ class AccountsFollower:
                 self.accounts = Accounts.decode(unseal(ACCOUNTS_MAGIC, ACCOUNTS_VERSION, known))
             except (ValueError, DecodeError) as error:
                 self.accounts = None
-                log.error("accounts: damaged: %s; asking the controllers for the users anew", error)
+                log.error("the copy of the users is damaged: %s; asking the controllers for a new one", error)
         self._keep = keep
         self.on_change: Callable[[], None] = lambda: None
 

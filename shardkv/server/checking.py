@@ -81,13 +81,13 @@ class Checks:
             # One that nobody asked for is probably of a log that is replayed after a restart.
             unasked = [other for other, check in self._checks.items() if check.work is None]
             if not unasked:
-                log.warning("a check is not held here: %d are open", MAX_CHECKS)
+                log.warning("this replica takes no part in a check: %d checks are open already", MAX_CHECKS)
                 return
             self._forget(unasked[0])
         try:
             check = _Check(Moment(self._machine))
         except (StorageError, OSError) as error:  # the engine has told the replica, which stops
-            log.warning("a check is not held here: %s", error)
+            log.warning("this replica takes no part in a check: %s", error)
             return
         self._checks[id] = check
         self._wait(id, check)

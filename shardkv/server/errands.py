@@ -131,7 +131,7 @@ class Migrator:
             num = await self._controller.claim(gid, incarnation, joined, CALL_SECONDS)
         except AdminRefused as refused:
             if refused.kind == "OtherIncarnation" and refused.num > self._machine.ownership.others:
-                log.error("the map does not let us in: %s", refused)
+                log.error("the controllers do not let this group in: %s", refused)
                 await self._replica.propose(commands.claimed(incarnation, 0, refused.num))
             await self._controller.changes(refused.num, NEWS_SECONDS, CALL_SECONDS, limit=1)
         else:
@@ -153,7 +153,9 @@ class Migrator:
                 await self._controller.admin(ctl.AdminRequest(readdress=group), CALL_SECONDS)
             except AdminRefused as error:
                 # We have left meanwhile, and will learn so; or somebody else claims an address.
-                log.warning("the map does not take our addresses %s: %s", ", ".join(present), error)
+                log.warning(
+                    "the controllers refused the addresses %s of this group: %s", ", ".join(present), error
+                )
             backoff = await self._pause(backoff)
 
     async def _fetch(self, shard: int, epoch: int) -> None:
@@ -264,7 +266,10 @@ class Migrator:
                 self._waiting.pop((shard, epoch), None)
             elif reply.attempt > request.attempt:
                 log.warning(
-                    "shard %d@%d: %s cannot take it now: we serve again", shard, epoch, _named(row.peer)
+                    "shard %d@%d: %s cannot take the shard now: this group serves it again",
+                    shard,
+                    epoch,
+                    _named(row.peer),
                 )
                 await self._replica.propose(commands.thaw(shard, epoch, reply.attempt))
                 self._waiting.pop((shard, epoch), None)

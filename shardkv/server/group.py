@@ -95,7 +95,7 @@ class GroupServer:
             return await answering(self, payload)
         except (MalformedFrame, DecodeError, ValueError) as error:
             log.warning("refused a call of %s: %s", method, error)
-            return refuse(Code.BAD_REQUEST, f"{type(error).__name__}: {error}")
+            return refuse(Code.BAD_REQUEST, f"not a request: {error}")
         except ViewGone as error:
             return refuse(Code.RETRY, str(error))
         except RaftError as error:
