@@ -20,19 +20,14 @@ from typing import Protocol
 
 from shardkv.client.errors import (
     BadRequest,
-    BeingRestored,
     Busy,
-    CounterOverflow,
-    KeyTooLarge,
-    NotANumber,
     OutOfSpace,
     PermissionDenied,
-    SessionExpired,
     ShardKVError,
-    ValueTooLarge,
 )
 from shardkv.client.heard import HeardClocks
 from shardkv.client.operations import Numbering, Operation
+from shardkv.client.refusals import error_of
 from shardkv.client.requests import quoted
 from shardkv.shardctrler.shard_map import Gid
 from shardkv.wire import backoff, frames
@@ -343,7 +338,9 @@ class Lane:
             self._owner.refused(shard, self._gid, 0, ())
             self._again(tuple(moved), f"shard {shard} was split")
 
-    def _refuse(self, operations: Iterable[Operation], refusal: Callable[[str], ShardKVError], text: str) -> None:
+    def _refuse(
+        self, operations: Iterable[Operation], refusal: Callable[[str], ShardKVError], text: str
+    ) -> None:
         for operation in operations:
             self._owner.refused_now(operation, refusal(f"{self._named(operation)}: {text}"))
 
@@ -351,7 +348,7 @@ class Lane:
         return f"key {quoted(operation.key)} (shard {operation.shard}, group {self._gid})"
 
     def _judged(self, operation: Operation, status: int) -> ShardKVError:
-        error = _error_of(status)
+        error = error_of(status)
         return type(error)(f"{self._named(operation)}: {error}")
 
     def _come_back(self, operations: tuple[Operation, ...], why: str, wait: float) -> None:
@@ -419,43 +416,3 @@ def _may_go(operation: Operation, frame: int) -> bool:
         return True  # a section is applied in order
     before.held = operation
     return False
-
-
-def _error_of(status: int) -> ShardKVError:
-    match status:
-        case Status.SESSION_EXPIRED:
-            return SessionExpired(
-                "the write is too old to be retried safely, and may have been done: read the key before you write it again"
-            )
-        case Status.VALUE_TOO_LARGE:
-            return ValueTooLarge(
-                "the value after this write would be larger than a value may be: use several keys"
-            )
-        case Status.BAD_OPERATION:
-            return BadRequest(
-                "the server cannot read the operation: do the client and the servers have the same version?"
-            )
-        case Status.NOT_A_NUMBER:
-            return NotANumber("the key's value is not a decimal integer of 64 bits")
-        case Status.OVERFLOW:
-            return CounterOverflow("the counter would leave the range of 64-bit integers")
-        case Status.KEY_SIZE:
-            return KeyTooLarge("the key is empty, or longer than a key may be on this server")
-        case Status.VALUE_SIZE:
-            return ValueTooLarge("the value is larger than a value may be on this server")
-        case Status.DENIED:
-            return PermissionDenied(
-                "this user may not touch that key: an admin can change the user's role or prefixes (`shardkv admin user set`)"
-            )
-        case Status.NO_ROOM:
-            return OutOfSpace(
-                "the disks of this group are nearly full: only deletes work until there is space (`shardkv admin status` names the disks)"
-            )
-        case Status.RESTORING:
-            return BeingRestored(
-                "a restore is writing this shard: try again when the restore has ended (`shardkv admin status` shows it)"
-            )
-        case _:
-            return BadRequest(
-                f"the server answered with status {status}, which this client does not know: use a newer client"
-            )

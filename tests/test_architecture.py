@@ -20,6 +20,7 @@ PURE = {
 } | {
     "client/errors.py",
     "client/operations.py",
+    "client/refusals.py",
     "raft/errors.py",
     "raft/sessions.py",
     "shardctrler/claims.py",

@@ -443,7 +443,9 @@ async def test_a_status_that_this_clerk_does_not_know_is_an_unknown_outcome(
     def arrive(frame: bytes) -> bytes:
         reply = answered(frame)
         group.arrive = answered  # type: ignore[method-assign]
-        return reply[: -5 if len(reply) else 0] + b"\xc8" + bytes(4)
+        return (
+            reply[: -5 if len(reply) else 0] + b"\x64" + bytes(4)
+        )  # 100: below those that say when to come back
 
     group.arrive = arrive  # type: ignore[method-assign]
     with pytest.raises(OutcomeUnknown):
