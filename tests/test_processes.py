@@ -90,13 +90,13 @@ def test_the_command_line_s_contract(live: LiveCluster) -> None:
     refused = attempt(live, "cas", "greeting", "wrong", "x")
     assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
     assert attempt(live, "get", "no such key").returncode == 1
-    attempt(live, "put", "p1", "a")
-    attempt(live, "put", "p2", "b")
-    scanned = json.loads(attempt(live, "scan", "--prefix", "p", "-o", "json").stdout)
-    assert scanned == [{"key": "p1", "value": "a"}, {"key": "p2", "value": "b"}]
-    assert attempt(live, "scan", "p", "q", "--limit", "1").stdout == "p1\ta\n"
-    assert attempt(live, "delete", "p1").returncode == 0
-    assert attempt(live, "delete", "p1").returncode == 1
+    attempt(live, "put", "zz1", "a")
+    attempt(live, "put", "zz2", "b")
+    scanned = json.loads(attempt(live, "scan", "--prefix", "zz", "-o", "json").stdout)
+    assert scanned == [{"key": "zz1", "value": "a"}, {"key": "zz2", "value": "b"}]
+    assert attempt(live, "scan", "zz", "zzz", "--limit", "1").stdout == "zz1\ta\n"
+    assert attempt(live, "delete", "zz1").returncode == 0
+    assert attempt(live, "delete", "zz1").returncode == 1
     config = json.loads(attempt(live, "admin", "query", "-o", "json").stdout)
     assert {"num", "shards", "groups"} <= config.keys() and {"id", "start", "end", "gid"} <= config["shards"][
         0
