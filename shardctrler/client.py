@@ -22,6 +22,7 @@ from shardkv.shardctrler.shard_map import Change, Config, Gid, Incarnation
 from shardkv.wire.backoff import longer, spread
 from shardkv.wire.bounded_json import parse_json
 from shardkv.wire.calls import Code, Dialer, Unreachable, parse, retry_after
+from shardkv.wire.sealed_answers import Sealing, plainly
 
 ATTEMPT_SECONDS = 1.0
 BACKOFF_SECONDS = (0.01, 0.5)
@@ -68,6 +69,8 @@ class ControllerClient:
         self._seq = 0
         self._clock = HeardClock(lambda: asyncio.get_running_loop().time())
         self.cluster = ""
+        self.unseal: Sealing = plainly
+        """Of the users, where they do not come as they are; raises ValueError."""
 
     @property
     def clock_ms(self) -> int:
@@ -139,11 +142,11 @@ class ControllerClient:
     async def accounts(self, since: int, wait: float, timeout: float) -> Accounts:
         """The users, once they are newer than version `since`; waits so long for that. For servers.
 
-        Raises AccessDenied, BadQuery, ControllerUnavailable.
+        Raises AccessDenied, BadQuery, ControllerUnavailable; ValueError for what no controller of the cluster sent.
         """
         request = pb.AccountsRequest(since=since, wait_ms=int(wait * 1000))
         body = await self._call("ctl.accounts", request, timeout + wait, attempt=ATTEMPT_SECONDS + wait)
-        return Accounts.decode(body)
+        return Accounts.decode(self.unseal(body))
 
     async def users(self, timeout: float) -> dict[str, Any]:
         """Who there is, without secrets. Raises AccessDenied, ControllerUnavailable."""

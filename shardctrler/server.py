@@ -25,6 +25,7 @@ from shardkv.shardctrler.codec import config_to_pb
 from shardkv.shardctrler.machine import ControllerMachine
 from shardkv.wire.calls import Code, answer, busy_text, refuse
 from shardkv.wire.lines import Lines
+from shardkv.wire.sealed_answers import Sealing, plainly
 from shardkv.wire.turns import OWNER
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class ControllerServer:
     ) -> None:
         self.replica = replica
         self._cluster, self._initial_shards = cluster, initial_shards
+        self.sealing: Sealing = plainly  # what is done to the users before they travel
         assert isinstance(replica.machine, ControllerMachine)
         self.machine: ControllerMachine = replica.machine
         self._news = asyncio.Event()
@@ -160,7 +162,7 @@ class ControllerServer:
     async def _accounts(self, request: pb.AccountsRequest) -> bytes:
         """The users as they are known here; a group that has older ones is told at once, or when they change."""
         await self._wait_while(lambda: self.machine.accounts.version <= request.since, request.wait_ms)
-        return answer(self.machine.accounts.encode())
+        return answer(self.sealing(self.machine.accounts.encode()))
 
     def _users(self) -> dict[str, object]:
         accounts = self.machine.accounts

@@ -21,13 +21,14 @@ from shardkv.wire.audit import Audit
 from shardkv.wire.dialer import TcpDialer
 from shardkv.wire.handshake import Greeter
 from shardkv.wire.node_name import NodeName, is_for, names_in
+from shardkv.wire.sealed_answers import unseal
 from shardkv.wire.secrets import Secrets
 from shardkv.wire.tls import BadCertificate
 from shardkv.wire.tls_files import TlsFiles
 
 log = logging.getLogger(__name__)
 
-ACCOUNTS = "accounts"  # the users, as a group heard of them last
+ACCOUNTS = "accounts"  # the users: the file in which a group keeps them, and the use for which they are sealed
 
 
 def check_certificate(options: ProcessOptions) -> None:
@@ -96,6 +97,8 @@ def authorizer_of(
     follower = AccountsFollower(known, partial(directory.replace, ACCOUNTS), secured)
     follower.on_change = on_change
     client = ControllerClient(options.controllers, dialer, rng)
+    if not with_tls:
+        client.unseal = partial(unseal, secrets, ACCOUNTS)
     following = asyncio.get_running_loop().create_task(follower.follow(client))
     following.add_done_callback(partial(_followed, replica))
     authorizer = Access(lambda: follower.accounts, options.member, secrets, with_tls, options.limits, audit)

@@ -31,7 +31,7 @@ from shardkv import shardkv_pb2_grpc as kv_grpc
 from shardkv.observe.health import CONTROLLER, KV, Health
 from shardkv.observe.logs import configure
 from shardkv.observe.metrics import Metrics
-from shardkv.process.callers import authorizer_of, check_certificate, greeter_of
+from shardkv.process.callers import ACCOUNTS, authorizer_of, check_certificate, greeter_of
 from shardkv.process.identity import CannotStart, Identity, claim, learn_cluster
 from shardkv.process.listeners import Listeners
 from shardkv.process.options import CONTROLLER_GROUP, STDERR, ProcessOptions
@@ -63,6 +63,7 @@ from shardkv.wire.auth import Node
 from shardkv.wire.descriptors import Descriptors, TooFewDescriptors
 from shardkv.wire.dialer import TcpDialer
 from shardkv.wire.listener import Listener, Pipes, private_socket
+from shardkv.wire.sealed_answers import seal
 from shardkv.wire.secrets import Secrets
 from shardkv.wire.server_stream import ServerStream
 from shardkv.wire.tls import BadCertificate
@@ -259,6 +260,8 @@ async def _listen(
     )
     grpc_server.add_insecure_port(socket_name)
     _add_services(server, grpc_server)
+    if isinstance(server, ControllerServer) and options.tls is None:
+        server.sealing = partial(seal, secrets, ACCOUNTS)
     health = Health(replica, grpc_server, CONTROLLER if options.gid == CONTROLLER_GROUP else KV)
     handler = metrics.timed(server.handle, methods.METHODS)
     listener = Listener(greeter, handler, on_post, socket, authorizer, options.descriptors, audit, pipes)

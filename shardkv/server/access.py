@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 NOT_KNOWN_YET = "who may do what is not known here yet"
 # What a gRPC method is called in the audit log: as the call of a stream that does the same.
 AS_STREAM = {Right.READ: "kv.read", Right.WRITE: "kv.write", Right.ADMIN: "ctl.admin", Right.USER: "ctl.query"}
+RANGES = (pb.ScanRequest, pb.CountRequest, pb.DeleteRangeRequest)  # of keys; others are of one key
 FRAME_KINDS = {"kv.write": WRITE, "kv.read": READ, "kv.stale": READ}
 
 
@@ -316,12 +317,12 @@ class Access:
         right = UNARY[path]
         if right is not Right.READ and right is not Right.WRITE:
             return 0.0
-        key = request.start if isinstance(request, pb.ScanRequest) else request.key
+        key = request.start if isinstance(request, RANGES) else request.key
         return self.quotas.unary(caller.user, caller.address, AS_STREAM[right], key, request.ByteSize())
 
     def _why_not_unary(self, user: User | None, right: Right, request: Any) -> str:
         if user is not None and user.prefixes and request is not None and right in (Right.READ, Right.WRITE):
-            scans = isinstance(request, pb.ScanRequest | pb.CountRequest | pb.DeleteRangeRequest)
+            scans = isinstance(request, RANGES)
             inside = user.may_scan(request.start, request.end) if scans else user.may_touch([request.key])
             if not inside:
                 return f"{user.name} may not touch that key"

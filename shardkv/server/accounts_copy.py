@@ -57,7 +57,11 @@ class AccountsFollower:
                 log.error("the controllers do not know this process as one of the cluster: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            except (ControllerUnavailable, BadQuery, DecodeError, ValueError) as error:
+            except (DecodeError, ValueError) as error:
+                log.error("no news of the users: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except (ControllerUnavailable, BadQuery) as error:
                 log.debug("no news of the users: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
