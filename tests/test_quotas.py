@@ -328,6 +328,13 @@ def test_grpc_is_told_the_same(live: LiveCluster) -> None:
     metadata = [("authorization", f"Bearer greedy:{TOKENS['greedy']}")]
     with grpc.insecure_channel(group, options=[("grpc.enable_retries", 0)]) as channel:
         stub, deadline = kv_grpc.KVStub(channel), time.monotonic() + 20
+        for ask, request in (
+            (stub.Count, pb.CountRequest(start=b"g", end=b"h")),
+            (stub.DeleteRange, pb.DeleteRangeRequest(start=b"g", end=b"h")),
+            (stub.Scan, pb.ScanRequest(start=b"g", end=b"h")),
+            (stub.Incr, pb.IncrRequest(key=b"n", by=1)),
+        ):
+            ask(request, metadata=metadata, timeout=10)
 
         def flood() -> None:
             while time.monotonic() < deadline:
