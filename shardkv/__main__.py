@@ -5,6 +5,7 @@ The bare package is the client, and has neither the command line nor the server.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 CLI = {"click", "rich"}
@@ -12,9 +13,13 @@ SERVER = {"google_crc32c", "grpc", "grpc_health", "grpc_reflection", "prometheus
 
 
 def main() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # and not ignored, as under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends us without a word
     try:
         from shardkv.cli.main import main as run
 
+        signal.signal(signal.SIGINT, before)
         run()
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]

@@ -77,14 +77,17 @@ class ObjectStore(Store):
         return BackupError(f"{self.url}: {name} was {what}: {first}")
 
 
-def open_object_store(url: str, endpoint: str, region: str) -> ObjectStore:
+def open_object_store(url: str, endpoint: str, region: str, create: bool) -> ObjectStore:
     """See `store.open_store`. Raises BackupError."""
     try:
         if url.startswith("file://"):
             path = Path(url.removeprefix("file://"))
             if not path.is_absolute():
                 raise BackupError(f"{url}: a path after file:// begins with /")
-            make_directory(path)
+            if create:
+                make_directory(path)
+            elif not path.is_dir():
+                raise BackupError(f"{url}: there is no such directory, so no backup is in it")
             for below in PLACES:  # the directory itself may be shared with others; these are ours
                 tighten(path / below, deep=False)
             return ObjectStore(url, LocalStore(path, automatic_cleanup=False, mkdir=True))

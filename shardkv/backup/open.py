@@ -6,11 +6,14 @@ from shardkv.backup.errors import BackupError
 from shardkv.backup.store import Store
 
 
-def open_store(url: str, endpoint: str = "", region: str = "") -> Store:
-    """A store by its URL, `file:///…` or `s3://bucket/prefix`. What goes in is not sealed: see `sealed.py`. Raises BackupError."""
+def open_store(url: str, endpoint: str = "", region: str = "", create: bool = True) -> Store:
+    """A store by its URL, `file:///…` or `s3://bucket/prefix`. What goes in is not sealed: see `sealed.py`.
+
+    `create`: make a directory that is not there. Who only reads gives False: reading never writes. Raises BackupError.
+    """
     try:
         # Here, for it is large, and most commands do without.
         from shardkv.backup.objects import open_object_store
     except ImportError:
         raise BackupError("backups need the package obstore: pip install 'shardkv[backup]'") from None
-    return open_object_store(url, endpoint, region)
+    return open_object_store(url, endpoint, region, create)

@@ -11,10 +11,10 @@ import click
 from rich.filesize import decimal
 from rich.progress import Progress
 
-from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option, timeout_option
+from shardkv.cli.common import MOST, UNREACHABLE, Failed, Seconds, handled, output_option, timeout_option
 from shardkv.cli.lazy import LazyGroup
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import console, json_bytes, print_json, print_table, text
+from shardkv.cli.output import console, json_bytes, print_json, print_table, say, text
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import (
     Overview,
@@ -34,7 +34,7 @@ from shardkv.wire.calls import Code, Unreachable, parse
 
 wait_option = click.option("--wait", is_flag=True, help="Return when every shard serves.")
 wait_timeout_option = click.option(
-    "--wait-timeout", default=600.0, show_default=True, help="Seconds for --wait."
+    "--wait-timeout", type=Seconds(), default=600.0, show_default=True, help="Seconds for --wait."
 )
 
 cut_option = click.option(
@@ -154,11 +154,14 @@ def join(groups: tuple[str, ...], if_new: bool, **options: Any) -> None:
     request = pb.AdminRequest(join=pb.Join())
     there = _groups_now(options["controllers"], options["timeout"]) if if_new else set()
     for gid, addresses in zip(groups[::2], groups[1::2], strict=True):
+        if not gid.isascii() or not gid.isdecimal() or not 0 < int(gid) <= MOST:
+            raise click.UsageError(f"{gid!r} is no group's number: give GID ADDR,ADDR,… with GID from 1")
         try:
-            if int(gid) not in there:
-                request.join.groups.add(gid=int(gid), addresses=split_addresses(addresses))
+            where = split_addresses(addresses)
         except ValueError as error:
             raise click.UsageError(f"group {gid}: {error}") from None
+        if int(gid) not in there:
+            request.join.groups.add(gid=int(gid), addresses=where)
     _change(request if request.join.groups else None, **options)
 
 
@@ -170,7 +173,7 @@ def _groups_now(controllers: str | None, timeout: float) -> set[int]:
 
 
 @admin.command()
-@click.argument("gids", nargs=-1, required=True, type=click.IntRange(min=1))
+@click.argument("gids", nargs=-1, required=True, type=click.IntRange(1, MOST))
 @click.option(
     "--force", is_flag=True, help="Let the last group go as well: nobody serves until another one joins."
 )
@@ -182,8 +185,8 @@ def leave(gids: tuple[int, ...], force: bool, **options: Any) -> None:
 
 
 @admin.command()
-@click.argument("shard", type=click.IntRange(min=0))
-@click.argument("gid", type=click.IntRange(min=0))
+@click.argument("shard", type=click.IntRange(0, MOST))
+@click.argument("gid", type=click.IntRange(0, MOST))
 @_changing
 @handled
 def move(shard: int, gid: int, **options: Any) -> None:
@@ -192,7 +195,7 @@ def move(shard: int, gid: int, **options: Any) -> None:
 
 
 @admin.command()
-@click.argument("shard", type=click.IntRange(min=0))
+@click.argument("shard", type=click.IntRange(0, MOST))
 @click.argument("key")
 @cut_option
 @_changing
@@ -204,7 +207,7 @@ def split(shard: int, key: str, force: bool, **options: Any) -> None:
 
 
 @admin.command()
-@click.argument("shard", type=click.IntRange(min=0))
+@click.argument("shard", type=click.IntRange(0, MOST))
 @cut_option
 @_changing
 @handled
@@ -244,7 +247,7 @@ def config_json(config: Config) -> dict[str, object]:
 
 
 @admin.command()
-@click.argument("num", required=False, type=click.IntRange(min=0))
+@click.argument("num", required=False, type=click.IntRange(0, MOST))
 @controllers_option
 @timeout_option
 @output_option
@@ -287,17 +290,7 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
     overview = with_session(controllers, run)
     serving, total = overview.settled()
     if output == "json":
-        print_json(
-            {
-                "config_num": overview.config.num,
-                "shards": total,
-                "serving": serving,
-                "controllers": overview.controllers,
-                "groups": {str(gid): replicas for gid, replicas in sorted(overview.groups.items())},
-                "problems": problems(overview),
-                "notes": notes(overview),
-            }
-        )
+        print_json(overview.as_json())
         return
     click.echo(f"configuration {overview.config.num}: {serving} of {total} shards serve")
     rows: list[tuple[object, ...]] = []
@@ -308,11 +301,11 @@ def status(controllers: str | None, timeout: float, output: str) -> None:
             rows.append((f"group {gid}", address, *_process(said, replicas), _shards(said), _size(said)))
     print_table(("process", "address", "role", "term", "applied", "behind", "shards", "size"), rows)
     for line in moves(overview):
-        click.echo(line)
+        say(line)
     for note in notes(overview):
-        click.echo(note)
+        say(note)
     for problem in problems(overview):
-        click.echo(f"! {problem}")
+        say(f"! {problem}")
 
 
 def _process(said: dict[str, Any] | None, replicas: dict[str, dict[str, Any] | None]) -> tuple[object, ...]:
@@ -358,8 +351,8 @@ def abort_restore(controllers: str | None, output: str) -> None:
 
 
 @admin.command("transfer-leader")
-@click.argument("gid", type=click.IntRange(min=1))
-@click.argument("replica", type=click.IntRange(min=1), required=False)
+@click.argument("gid", type=click.IntRange(1, MOST))
+@click.argument("replica", type=click.IntRange(1, MOST), required=False)
 @controllers_option
 @timeout_option
 @output_option

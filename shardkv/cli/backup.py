@@ -35,9 +35,9 @@ from shardkv.backup.open import open_store
 from shardkv.backup.restore import Restore
 from shardkv.backup.sealed import SealedStore
 from shardkv.backup.store import Store
-from shardkv.cli.common import handled, output_option
+from shardkv.cli.common import Seconds, handled, output_option
 from shardkv.cli.options import controllers_option, run_async
-from shardkv.cli.output import console, print_json, print_table
+from shardkv.cli.output import console, print_json, print_table, say
 from shardkv.cli.session import Session, with_session
 
 T = TypeVar("T")
@@ -73,9 +73,9 @@ def _store_options(command: Callable[..., T]) -> Callable[..., T]:
     )(command)
 
 
-def _store(url: str, endpoint: str, region: str, key_file: Path | None) -> Store:
-    """Raises BackupError."""
-    store = open_store(url, endpoint, region)
+def _store(url: str, endpoint: str, region: str, key_file: Path | None, create: bool = False) -> Store:
+    """`create`: for commands that write there. Raises BackupError."""
+    store = open_store(url, endpoint, region, create)
     return store if key_file is None else SealedStore(store, read_key_file(key_file))
 
 
@@ -129,7 +129,7 @@ def create(
     output: str,
 ) -> None:
     """Back up all shards, as they are at one moment. What is at URL already is not written again."""
-    store = _store(url, endpoint, region, key_file)
+    store = _store(url, endpoint, region, key_file, create=True)
     os.nice(NICE)
     done, warnings = BackupProgress(), list[str]()
 
@@ -158,13 +158,13 @@ def create(
         facts["replicas"] = {str(gid): part.replicas for gid, part in manifest.groups.items()}
         print_json({"ok": True, **facts})
         return
-    click.echo(
+    say(
         f"backup {manifest.id} shows {moment(manifest.time_ms)}: {decimal(manifest.size)} of "
         f"{len(manifest.groups)} groups under configuration {manifest.config_num}; "
         f"{done.written} chunks are new ({decimal(done.stored)} compressed), {done.known} were there"
     )
     for warning in warnings:
-        click.echo(f"! {warning}")
+        say(f"! {warning}")
 
 
 def _note(line: str) -> None:
@@ -243,7 +243,7 @@ def verify(url: str, id: str, endpoint: str, region: str, key_file: Path | None,
         print_json({"ok": True, **_facts(manifest, store)})
     else:
         facts = _facts(manifest, store)
-        click.echo(
+        say(
             f"backup {manifest.id} is whole: {len(manifest.digests())} chunks match their checksums, "
             f"and {facts['pairs']:,} pairs the counts and digests of their shards"
         )
@@ -262,7 +262,7 @@ def delete(url: str, id: str, endpoint: str, region: str, key_file: Path | None,
     if output == "json":
         print_json({"ok": True, "chunks": chunks, "segments": segments, "postponed": gone is None})
     elif gone is None:
-        click.echo(
+        say(
             f"backup {id} is deleted. Another one is being made, or was cut off less than a day ago: "
             "what nobody needs goes with the next deletion"
         )
@@ -272,10 +272,11 @@ def delete(url: str, id: str, endpoint: str, region: str, key_file: Path | None,
 
 @backup.command()
 @url_argument
-@click.option("--interval", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=Seconds(), default=10.0, show_default=True, help="Seconds.")
 @click.option("--once", is_flag=True, help="End after one round.")
 @_store_options
 @controllers_option
+@output_option
 @handled
 def archive(
     url: str,
@@ -285,9 +286,10 @@ def archive(
     region: str,
     key_file: Path | None,
     controllers: str | None,
+    output: str,
 ) -> None:
     """Archive the log of every group as it grows, until Ctrl-C: for `restore --at`."""
-    store = _store(url, endpoint, region, key_file)
+    store = _store(url, endpoint, region, key_file, create=True)
 
     async def run(session: Session) -> None:
         archiver = Archiver(session.controller, session.dialer, store)
@@ -295,11 +297,14 @@ def archive(
         while True:
             for done in await archiver.round():
                 if done.gap_after:
-                    click.echo(
+                    say(
                         f"group {done.gid}: entries after {done.gap_after} are lost to the archive; make a new backup",
                         err=True,
                     )
-                if done.entries:
+                if output == "json":  # a document for each group and round
+                    facts = {"gid": done.gid, "entries": done.entries, "last": done.last}
+                    print_json({"ok": True, **facts, "gap_after": done.gap_after or None})
+                elif done.entries:
                     click.echo(f"group {done.gid}: {done.entries} entries, up to {done.last}")
             if once:
                 return
@@ -379,9 +384,7 @@ def restore(
     if output == "json":
         print_json({"ok": True, "id": manifest.id, "moment": shown, "keys": keys, "bytes": size})
     else:
-        click.echo(
-            f"restored {keys:,} keys ({decimal(size)}) as they were at {shown}, from backup {manifest.id}"
-        )
+        say(f"restored {keys:,} keys ({decimal(size)}) as they were at {shown}, from backup {manifest.id}")
 
 
 @contextmanager

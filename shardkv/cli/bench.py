@@ -10,7 +10,7 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from shardkv.cli.common import Failed, handled, output_option
+from shardkv.cli.common import Failed, Seconds, handled, output_option
 from shardkv.cli.options import controllers_option, find_controllers, find_login, find_tls
 from shardkv.cli.output import console, print_json, print_table
 from shardkv.load.driver import Plan
@@ -110,7 +110,7 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path | N
 )
 @click.option("--load/--no-load", default=None, help="Put every key first; by default if the workload reads.")
 @click.option("--plot", "picture", callback=_picture, type=click.Path(path_type=Path), help="FILE.png or .svg.")
-@click.option("--timeout", default=30.0, show_default=True, help="Seconds for one operation.")
+@click.option("--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds for one operation.")
 @controllers_option
 @output_option
 @handled

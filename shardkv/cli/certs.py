@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from shardkv.cli.common import Failed, handled
+from shardkv.cli.common import MOST, Failed, Utf8, handled, output_option
+from shardkv.cli.output import print_json
 from shardkv.wire.node_name import NodeName
 
 HOSTS = ("127.0.0.1", "localhost")
@@ -18,10 +19,11 @@ HOSTS = ("127.0.0.1", "localhost")
     "--host", "hosts", multiple=True, default=HOSTS, show_default=True, help="Under which a process is dialled."
 )
 @click.option("--client", is_flag=True, help="For the user NAME, not for a process of the cluster.")
-@click.option("--name", default="node", show_default=True, help="NAME.pem and NAME.key are made.")
+@click.option("--name", type=Utf8(), default="node", show_default=True, help="NAME.pem and NAME.key are made.")
 @click.option("--cluster", default="shardkv", show_default=True, help="The id of a process's cluster.")
-@click.option("--group", type=click.IntRange(min=0), help="Its group; 0: the controller. By default any.")
-@click.option("--replica", type=click.IntRange(min=1), help="Its number in the group (--id). By default any.")
+@click.option("--group", type=click.IntRange(0, MOST), help="Its group; 0: the controller. By default any.")
+@click.option("--replica", type=click.IntRange(1, MOST), help="Its number in the group (--id). By default any.")
+@output_option
 @handled
 def certs(
     directory: Path,
@@ -31,6 +33,7 @@ def certs(
     cluster: str,
     group: int | None,
     replica: int | None,
+    output: str,
 ) -> None:
     """Make DIRECTORY/ca.pem, unless it is there, and a certificate NAME that it signs.
 
@@ -51,10 +54,19 @@ def certs(
         )
     authority = Authority(directory)
     authority.ensure()
-    if client:
-        authority.for_user(name, directory / name)
+    try:
+        if client:
+            authority.for_user(name, directory / name)
+        else:
+            authority.for_process(named, hosts, directory / name)
+    except ValueError as error:
+        raise Failed(f"no certificate can say that: {error}; give --name and --host in ASCII") from None
+    files = {
+        "cert": f"{directory / name}.pem",
+        "key": f"{directory / name}.key",
+        "ca": str(authority.certificate),
+    }
+    if output == "json":
+        print_json({"ok": True, **files})
     else:
-        authority.for_process(named, hosts, directory / name)
-    click.echo(
-        f"--tls-cert {directory / name}.pem --tls-key {directory / name}.key --tls-ca {authority.certificate}"
-    )
+        click.echo(" ".join(f"--tls-{kind} {path}" for kind, path in files.items()))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import click
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option, timeout_option
+from shardkv.cli.common import MOST, UNREACHABLE, Failed, handled, output_option, timeout_option
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import console, json_bytes, print_json, print_table
+from shardkv.cli.output import console, json_bytes, print_json, print_table, say
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.compare import (
     CONTROLLERS,
@@ -25,7 +25,7 @@ from shardkv.state.digests import Digest
 
 
 @click.command()
-@click.argument("gids", nargs=-1, type=click.IntRange(min=0), metavar="[GID…]")
+@click.argument("gids", nargs=-1, type=click.IntRange(0, MOST), metavar="[GID…]")
 @click.option(
     "--patience",
     type=click.FloatRange(min=1),
@@ -90,7 +90,7 @@ def check(gids: tuple[int, ...], patience: float, controllers: str | None, timeo
         print_table(("group", "replica", "index", "keys", "digest", "verdict"), rows)
         for group in found:
             for difference in group.differences():
-                click.echo(f"! {_sentence(group, difference)}")
+                say(f"! {_sentence(group, difference)}")
     if not agree:
         names = ", ".join(_name(group.gid) for group in found if not group.agrees)
         raise Failed(f"not all replicas of {names} are known to be the same")

@@ -1,56 +1,78 @@
 """What all commands share: how a failure is told, and exit statuses.
 
-0 done    1 refused or failed    2 usage    3 not reachable, or timed out
+0 done    1 refused or failed    2 usage    3 not reachable, or timed out    130 interrupted
+
+A failure is one line on stderr. With `-o json`, stdout has one document in any case: what the command
+found, or {"ok": false, "error": {"kind", "message", "status"}}.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
+from shardkv.cli.output import escaped, print_json, printed_json
 from shardkv.process.secret_file import BadSecretFile
 from shardkv.wire.tls import BadCertificate
 
 T = TypeVar("T")
-REFUSED, UNREACHABLE = 1, 3
+REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+KINDS = {REFUSED: "Refused", UNREACHABLE: "Unreachable"}
+MOST = (1 << 63) - 1  # of a group's, a shard's, a replica's number
+TRACEBACK = "SHARDKV_TRACEBACK"  # in the environment: show where a bug is
 
 
-class Failed(Exception):
-    """A command failed: one line for people, and the exit status."""
+class Failed(click.ClickException):
+    """A command failed: one line for people, the exit status, and what kind of failure it is for programs."""
 
-    def __init__(self, text: str, status: int = REFUSED) -> None:
+    def __init__(self, text: str, status: int = REFUSED, kind: str = "") -> None:
         super().__init__(text)
-        self.status = status
+        self.exit_code = status  # type: ignore[misc]
+        self.kind = kind or KINDS[status]
+
+    @property
+    def status(self) -> int:
+        return self.exit_code
 
 
-def fail(text: str, status: int) -> None:
-    click.echo(f"shardkv: {text}", err=True)
-    sys.exit(status)
+def asks_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line says -o json: asked also where the rest of it is wrong."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(
+        (option, value) in (("-o", "json"), ("--output", "json")) or option in ("-ojson", "--output=json")
+        for option, value in pairs
+    )
+
+
+def tell_failure(text: str, status: int, kind: str, as_json: bool) -> None:
+    """The line, and the document where the command has printed none."""
+    # Lines stay lines; what came from elsewhere must not move the cursor of whoever reads.
+    click.echo("shardkv: " + "\n".join(map(escaped, text.split("\n"))), err=True)
+    if as_json and not printed_json():
+        print_json({"ok": False, "error": {"kind": kind, "message": text, "status": status}})
 
 
 def handled(command: Callable[..., T]) -> Callable[..., T]:
-    """Errors that users can cause end in one line and the right exit status."""
+    """Make errors that users can cause Failed: one line and the right exit status (`cli/main.py` tells them)."""
 
     @wraps(command)
     def run(*arguments: Any, **options: Any) -> T:
         try:
             return command(*arguments, **options)
-        except Failed as error:
-            fail(str(error), error.status)
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except click.exceptions.Exit:
+        except click.ClickException:
             raise
         except Exception as error:
             told = _explain(error)
-            if told is None:  # a bug of ours, or click's own: those say themselves what they are
+            if told is None:
                 raise
-            fail(*told)
-        raise AssertionError("fail() does not return")
+            text, status = told
+            kind = getattr(error, "kind", "") or type(error).__name__
+            raise Failed(text, status, kind) from error
 
     return run
 
@@ -60,6 +82,7 @@ def _explain(error: Exception) -> tuple[str, int] | None:
     # Imported here, since most commands end well and the rest can wait.
     from shardkv.backup.errors import BackupError
     from shardkv.client.errors import DeadlineExceeded, ShardKVError, Unavailable
+    from shardkv.process.local_cluster import ClusterError
     from shardkv.shardctrler.client import AccessDenied, AdminRefused, BadQuery, ControllerUnavailable
 
     match error:
@@ -69,14 +92,46 @@ def _explain(error: Exception) -> tuple[str, int] | None:
             return f"PermissionDenied: {error}", REFUSED
         case AdminRefused():
             return f"refused ({error.kind}): {error}", REFUSED
-        case BackupError():
+        case BackupError() | ClusterError():
             return str(error), REFUSED
         case BadQuery() | ShardKVError() | BadCertificate() | BadSecretFile():
             return f"{type(error).__name__}: {error}", REFUSED
+        case BrokenPipeError():
+            return None  # whoever read our output has gone: click ends us without a word
+        case OSError() if error.filename is not None:
+            where = os.fsdecode(error.filename)
+            return f"{where}: {error.strerror}: check the path, and that this user may use it", REFUSED
     return None
+
+
+class Utf8(click.ParamType):  # type: ignore[type-arg]
+    """Text that can be sent as such: a name."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text or not text.isprintable():
+            self.fail("give a name of printable characters (UTF-8)", param, ctx)
+        return text
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A time that ends: a finite number above 0."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number of seconds", param, ctx)
+        if not 0 < seconds < math.inf:
+            self.fail(f"{value} is no number of seconds above 0", param, ctx)
+        return min(seconds, float(1 << 31))  # what timers take
 
 
 output_option = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="For people, or for scripts."
 )
-timeout_option = click.option("--timeout", default=10.0, show_default=True, help="Seconds.")
+timeout_option = click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds.")

@@ -8,7 +8,7 @@ import click
 
 from shardkv.cli.common import handled, output_option, timeout_option
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import print_json
+from shardkv.cli.output import print_json, say
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.notes import repair_line, when
 
@@ -45,16 +45,16 @@ def damage(controllers: str | None, timeout: float, output: str) -> None:
         click.echo("no replica that answers has found damage in its state")
         return
     for one in found:
-        click.echo(f"{one['process']}: {one['address']}")
+        say(f"{one['process']}: {one['address']}")
         for position, item in enumerate(one["history"]):
             is_last = position == len(one["history"]) - 1
             state = repair_line(one) if is_last and one["state_lost"] else _repaired(item)
             # Lines, and no table: the cells are long, and a table breaks them in the middle of words.
-            click.echo(f"  {when(item['found_ms'])}  {item['file']}: {item['why']}")
-            click.echo(f"      {state}")
+            say(f"  {when(item['found_ms'])}  {item['file']}: {item['why']}")
+            say(f"      {state}")
     for one in found:
         if one["suspect_disk"]:
-            click.echo(f"! {one['process']}: {one['address']}: the disk itself is suspect, replace it")
+            say(f"! {one['process']}: {one['address']}: the disk itself is suspect, replace it")
 
 
 def _repaired(item: dict[str, Any]) -> str:

@@ -53,7 +53,13 @@ def get(key: str, consistency: str, controllers: str | None, timeout: float, out
     with clerk_of(controllers, timeout) as clerk:
         value = clerk.get(argument(key), consistency=consistency)  # type: ignore[arg-type]
     if output == "json":
-        print_json({"key": key, "found": value is not None, "value": value and json_bytes(value)})
+        print_json(
+            {
+                "key": json_bytes(argument(key)),
+                "found": value is not None,
+                "value": None if value is None else json_bytes(value),
+            }
+        )
     if value is None:
         if output == "json":
             sys.exit(REFUSED)

@@ -6,18 +6,20 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, handled
+from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, Seconds, handled, output_option
 from shardkv.cli.options import find_tls, tls_options
+from shardkv.cli.output import print_json
 from shardkv.wire.address import split_addresses
 
 
 @click.command()
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--alive", is_flag=True, help="Enough that it answers at all.")
-@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Seconds(), default=3.0, show_default=True, help="Seconds.")
 @tls_options
+@output_option
 @handled
-def health(address: str, alive: bool, timeout: float) -> None:
+def health(address: str, alive: bool, timeout: float, output: str) -> None:
     """Ask the replica at HOST:PORT whether it serves: it does while it knows a leader."""
     try:
         (where,) = split_addresses(address)
@@ -41,6 +43,9 @@ def health(address: str, alive: bool, timeout: float) -> None:
         except grpc.RpcError as error:
             raise Failed(f"{where} does not answer: {error.code().name}", UNREACHABLE) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    if output == "json":
+        print_json({"ok": alive or status == "SERVING", "status": status})
     if not alive and answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Failed(f"{where} says {status}", REFUSED)
-    click.echo(status)
+    if output != "json":
+        click.echo(status)

@@ -16,21 +16,26 @@ from typing import Any
 
 import click
 
-from shardkv.cli.common import UNREACHABLE, Failed, handled, output_option
+from shardkv.cli.common import MOST, UNREACHABLE, Failed, Seconds, handled, output_option
+from shardkv.cli.common import timeout_option as common_timeout
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import print_json, print_table
+from shardkv.cli.output import print_json, print_table, say
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import ask_status
 from shardkv.raft.protocol.quorum import majority
 from shardkv.wire.address import split_addresses
 from shardkv.wire.calls import Code, Unreachable, parse
 
-GID = click.IntRange(min=0)
+GID = click.IntRange(0, MOST)
 CALL_SECONDS = 35.0  # a little more than the server gives one attempt
 RETRY_SECONDS = 0.2
 
 timeout_option = click.option(
-    "--timeout", default=120.0, show_default=True, help="Seconds for the newcomer to catch up, most of it."
+    "--timeout",
+    type=Seconds(),
+    default=120.0,
+    show_default=True,
+    help="Seconds for the newcomer to catch up, most of it.",
 )
 force_option = click.option("--force", is_flag=True, help="Even if too few of the members that stay answer.")
 
@@ -89,14 +94,15 @@ def _leader(gid: int, replicas: Mapping[str, dict[str, Any] | None]) -> dict[str
 
 @member.command("list")
 @click.argument("gid", type=GID)
+@common_timeout
 @controllers_option
 @output_option
 @handled
-def list_members(gid: int, controllers: str | None, output: str) -> None:
+def list_members(gid: int, timeout: float, controllers: str | None, output: str) -> None:
     """The replicas of group GID, as its leader knows them."""
 
     async def run(session: Session) -> list[dict[str, object]]:
-        replicas = await _look(session, gid, 10.0)
+        replicas = await _look(session, gid, timeout)
         members = _leader(gid, replicas)["members"]
         return [
             {
@@ -120,7 +126,7 @@ def list_members(gid: int, controllers: str | None, output: str) -> None:
 def _newcomer(text: str) -> tuple[str, str]:
     number, _, address = text.partition("=")
     try:
-        if int(number) < 1:
+        if not 0 < int(number) <= MOST:
             raise ValueError
         return str(int(number)), split_addresses(address)[0]
     except ValueError:
@@ -152,7 +158,7 @@ def add(gid: int, newcomer: str, learner: bool, timeout: float, controllers: str
 
 @member.command()
 @click.argument("gid", type=GID)
-@click.argument("replica", type=click.IntRange(min=1))
+@click.argument("replica", type=click.IntRange(1, MOST))
 @timeout_option
 @controllers_option
 @output_option
@@ -171,7 +177,7 @@ def promote(gid: int, replica: int, timeout: float, controllers: str | None, out
 
 @member.command()
 @click.argument("gid", type=GID)
-@click.argument("replica", type=click.IntRange(min=1))
+@click.argument("replica", type=click.IntRange(1, MOST))
 @force_option
 @timeout_option
 @controllers_option
@@ -191,7 +197,7 @@ def remove(gid: int, replica: int, force: bool, timeout: float, controllers: str
 
 @member.command()
 @click.argument("gid", type=GID)
-@click.argument("replica", type=click.IntRange(min=1))
+@click.argument("replica", type=click.IntRange(1, MOST))
 @click.argument("newcomer")
 @force_option
 @timeout_option
@@ -261,7 +267,7 @@ def _change(
         why = "no leader answered"
         while loop.time() < deadline:
             try:
-                replicas = await _look(session, gid, 10.0)
+                replicas = await _look(session, gid, min(10.0, timeout))
                 leader = _leader(gid, replicas)
             except Failed as error:
                 if error.status != UNREACHABLE:
@@ -296,7 +302,7 @@ def _change(
     if output == "json":
         print_json({"ok": True, "changed": changed, "members": members.voters, "learners": members.learners})
     else:
-        click.echo(
+        say(
             ("" if changed else "nothing to change: ")
             + f"group {gid} has the replicas {_told(members.voters)}"
             + (f"; the learners {_told(members.learners)}" if members.learners else "")

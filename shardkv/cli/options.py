@@ -20,6 +20,7 @@ from shardkv.wire.tls import Tls
 T = TypeVar("T")
 
 DEFAULT_DATA = "data"
+TLS_FILES = {"cert", "key", "ca", "crl"}
 _tls_files: dict[str, Path] = {}  # as the command line or the environment gave them: "cert", "key", "ca"
 _login: dict[str, Any] = {}
 
@@ -33,6 +34,10 @@ def _manifest() -> dict[str, Any] | None:
         found = parse_json(path.read_text())
         if not isinstance(found, dict) or not isinstance(found.get("controllers"), list):
             raise ValueError("it names no controllers")
+        split_addresses(",".join(map(str, found["controllers"])))
+        files = found.get("tls", {})
+        if not isinstance(files, dict) or not set(files) <= TLS_FILES or set(map(type, files.values())) > {str}:
+            raise ValueError("its TLS files are no paths")
     except (OSError, ValueError) as error:
         raise Failed(f"{path} cannot be used: {error}; name the cluster with --controllers") from None
     return found

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from shardkv.cli.common import handled, output_option, timeout_option
+from shardkv.cli.common import Utf8, handled, output_option, timeout_option
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import print_json, print_table
+from shardkv.cli.output import print_json, print_table, say
 from shardkv.cli.session import Session, with_session
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.quotas import MAX_CONNECTIONS, MAX_RATE
 
-user_option = click.option("--for-user", "name", help="Of this user.")
+user_option = click.option("--for-user", "name", type=Utf8(), help="Of this user.")
 prefix_option = click.option("--prefix", help="Of all keys that begin so, whoever asks.")
 
 
@@ -38,7 +38,7 @@ def _ask(request: pb.AdminRequest, controllers: str | None, timeout: float, outp
     if output == "json":
         print_json({"ok": True})
     else:
-        click.echo(text)
+        say(text)
 
 
 @quota.command("set")

@@ -9,7 +9,8 @@ from random import Random
 
 import click
 
-from shardkv.cli.common import Failed, handled
+from shardkv.cli.common import Failed, handled, output_option
+from shardkv.cli.output import print_json, say
 from shardkv.process.identity import IDENTITY, read_identity
 from shardkv.process.stores import store_of
 from shardkv.raft.damage import DamageBook
@@ -30,8 +31,9 @@ from shardkv.wire.address import split_addresses
     required=True,
     help="To be given: what only the lost replicas had is gone.",
 )
+@output_option
 @handled
-def recover(data: Path, address: str, writes_may_be_lost: bool) -> None:
+def recover(data: Path, address: str, writes_may_be_lost: bool, output: str) -> None:
     """Make the stopped replica in DATA the only voter of its group.
 
     The last resort, when a majority of a group is gone for good and there is no backup. Take the
@@ -49,7 +51,10 @@ def recover(data: Path, address: str, writes_may_be_lost: bool) -> None:
         said = asyncio.run(_recover(data, where))
     except (StorageError, OSError) as error:
         raise Failed(str(error)) from None
-    click.echo(said)
+    if output == "json":
+        print_json({"ok": True, "done": said})
+    else:
+        say(said)
 
 
 async def _recover(data: Path, address: str) -> str:

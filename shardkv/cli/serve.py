@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +10,10 @@ from typing import Any
 
 import click
 
+from shardkv.cli.common import MOST, Failed, handled, output_option
 from shardkv.cli.options import find_tls, tls_options
 from shardkv.process.options import ProcessOptions
-from shardkv.process.run import run
+from shardkv.process.run import CannotServe, run
 from shardkv.process.secret_file import beside
 from shardkv.wire.address import split_addresses
 from shardkv.wire.frames import Limits
@@ -43,10 +43,12 @@ def _address(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
+        handled,
+        output_option,
         click.option(
             "--id",
             "replica",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, MOST),
             required=True,
             help="Which of --peers this is, from 1; with --join a number never used in the group before.",
         ),
@@ -69,7 +71,7 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--ephemeral", is_flag=True, help="Keep the data in memory rather than in RocksDB."),
         click.option(
             "--reserve-mb",
-            type=click.IntRange(min=1),
+            type=click.IntRange(1, 1 << 40),
             default=512,
             show_default=True,
             help="With less free on the disk, the group takes only deletes until there is more.",
@@ -116,17 +118,40 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: Path 
         return
     try:
         said = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.BadParameter(f"{path} is not TOML: {error}") from None
     names = {option.lstrip("-"): each.name for each in context.command.params for option in each.opts}
     unknown = sorted(set(said) - set(names) | set(said) & {"config"})
     if unknown:
         raise click.BadParameter(f"{path}: no such option: {', '.join(unknown)}")
-    lists = {name: ",".join(map(str, value)) for name, value in said.items() if isinstance(value, list)}
-    context.default_map = {str(names[name]): value for name, value in (said | lists).items()}
+    by_name = {each.name: each for each in context.command.params}
+    context.default_map = {
+        str(names[name]): _config_value(path, name, by_name[names[name]], value) for name, value in said.items()
+    }
+
+
+def _config_value(path: Path, name: str, option: click.Parameter, value: Any) -> Any:
+    """What an option takes, as the command line has it: text, or a list where an option may be given again."""
+    is_flag = isinstance(option, click.Option) and option.is_flag
+    if is_flag != isinstance(value, bool):
+        raise click.BadParameter(
+            f"{path}: {name} = {value!r}: give "
+            + ("true or false" if is_flag else "a number or text, not true or false")
+        )
+    if is_flag:
+        return value
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(each, str | int) and not isinstance(each, bool) for each in values):
+        raise click.BadParameter(f"{path}: {name} = {value!r}: give text, a whole number, or a list of those")
+    if "\0" in "".join(map(str, values)):
+        raise click.BadParameter(f"{path}: {name}: a zero byte stands in it")
+    return [str(each) for each in values] if option.multiple else ",".join(map(str, values))
 
 
 def _options(given: dict[str, Any], **more: Any) -> ProcessOptions:
+    given.pop("output")  # a server that runs prints no document; one that cannot start, how every command fails
     reserve_mb = given.pop("reserve_mb")
     given["secret_file"] = given["secret_file"] or beside(given["data"])
     return ProcessOptions(**given, **more, reserve_bytes=reserve_mb << 20)
@@ -137,7 +162,10 @@ def _run(options: ProcessOptions) -> None:
         raise click.UsageError("give --peers, or --join for a replica that joins the group later")
     if options.peers and options.replica > len(options.peers):
         raise click.UsageError(f"--id {options.replica}, but --peers names {len(options.peers)}")
-    sys.exit(run(replace(options, tls=find_tls())))
+    try:
+        run(replace(options, tls=find_tls()))
+    except CannotServe as error:
+        raise Failed(str(error), kind=error.kind) from None
 
 
 @serve.command()
@@ -164,7 +192,7 @@ def controller(shards: int, **options: Any) -> None:
 @serve.command()
 @_replica_options
 @click.option("--cluster", default="", help="The cluster's id; by default the controllers are asked.")
-@click.option("--gid", type=click.IntRange(min=1), required=True, help="The group's number.")
+@click.option("--gid", type=click.IntRange(1, MOST), required=True, help="The group's number.")
 @click.option(
     "--controllers", callback=_addresses, required=True, envvar="SHARDKV_CONTROLLERS", help="host:port,…"
 )

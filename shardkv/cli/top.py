@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shardkv.cli.common import handled, timeout_option
+from shardkv.cli.common import Seconds, handled, output_option, timeout_option
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import console
+from shardkv.cli.output import console, print_json
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import Overview, problems, role_of
 from shardkv.shardctrler.client import ControllerUnavailable
@@ -98,21 +98,33 @@ class Screen:
 
 
 @click.command()
-@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds.")
+@click.option("--interval", type=Seconds(), default=1.0, show_default=True, help="Seconds.")
 @click.option("--count", "most", type=click.IntRange(min=1), help="End after so many looks; else at Ctrl-C.")
 @controllers_option
 @timeout_option
+@output_option
 @handled
-def top(interval: float, most: int | None, controllers: str | None, timeout: float) -> None:
-    """Watch the cluster: roles, lag, load and moves, again and again."""
+def top(interval: float, most: int | None, controllers: str | None, timeout: float, output: str) -> None:
+    """Watch the cluster: roles, lag, load and moves, again and again.
+
+    With -o json, each look is a document of its own on a line, as `admin status -o json` has it.
+    """
 
     async def run(session: Session) -> None:
         screen = Screen()
-        shown = Live(console=console(), auto_refresh=False) if console().is_terminal else None
+        shown = (
+            Live(console=console(), auto_refresh=False) if console().is_terminal and output != "json" else None
+        )
         if shown is not None:
             shown.start()
         try:
             for look in count(1):
+                if output == "json":
+                    print_json((await session.overview(timeout)).as_json())
+                    if look == most:
+                        return
+                    await asyncio.sleep(interval)
+                    continue
                 try:
                     drawn: Group | Text = screen.draw(await session.overview(timeout), time.monotonic())
                 except ControllerUnavailable as error:

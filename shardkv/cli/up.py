@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, handled
+from shardkv.cli.common import REFUSED, UNREACHABLE, Failed, handled, output_option
 from shardkv.cli.options import DEFAULT_DATA, find_login, find_tls, tls_options, use_secret, use_tls
-from shardkv.cli.output import print_table
+from shardkv.cli.output import print_json, print_table
 from shardkv.cli.session import Session, with_session
 from shardkv.client import ShardClerk, ShardKVError
 from shardkv.observe.overview import Overview, problems, wait_settled
@@ -28,6 +28,7 @@ from shardkv.wire.node_name import names_in
 
 READY_SECONDS = 60.0
 WATCH_SECONDS = 0.5
+FIRST_VALUE = b"hello"
 BEGIN_SECONDS = 10.0  # for a process to listen, or to say why it cannot
 
 
@@ -68,6 +69,7 @@ class Port(click.IntRange):
 @click.option("--ephemeral", is_flag=True, help="Data in memory, gone when the cluster stops.")
 @tls_options
 @click.option("--detach", is_flag=True, help="Return once every shard serves; `shardkv down` stops it.")
+@output_option
 @handled
 def up(
     groups: int,
@@ -80,6 +82,7 @@ def up(
     web_port: int | None,
     ephemeral: bool,
     detach: bool,
+    output: str,
 ) -> None:
     """Start a cluster on this machine, or what is down of one, and wait until every shard serves.
 
@@ -90,13 +93,15 @@ def up(
         down = [process for process in cluster.processes if not process.running]
         try:
             started = cluster.start_all()
-            click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
+            if output != "json":
+                click.echo(f"{len(started)} of {len(cluster.processes)} processes started, data in {data}")
             _tell_lost(cluster)
             overview = _wait_ready(cluster, started, interrupted)
             cluster.save()  # from here on it is known which directories have data
-            _show(cluster, overview)
+            if output != "json":
+                _show(cluster, overview)
             try:
-                _first_operations(cluster)
+                took_ms = _first_operations(cluster)
             except ShardKVError as error:
                 ended = [process for process in started if not process.running]
                 raise Failed(
@@ -105,14 +110,18 @@ def up(
         except (ClusterError, Failed, ControllerUnavailable) as error:
             cluster.stop(down)  # what ran before goes on
             raise Failed(str(error)) from None
+        if output == "json":
+            print_json(_as_json(cluster, overview, started, took_ms))
+        else:
+            click.echo(f"first put and get: {FIRST_VALUE.decode()!r} in {took_ms:.1f} ms")
         if detach:
             if not _all_stay(cluster, started) or _lost(cluster):
                 sys.exit(REFUSED)
             return
-        click.echo("Ctrl-C stops the cluster.")
+        click.echo("Ctrl-C stops the cluster.", err=output == "json")
         _watch(cluster, interrupted)
         lost = _lost(cluster)
-        click.echo(f"stopped {cluster.stop_all()} processes")
+        click.echo(f"stopped {cluster.stop_all()} processes", err=output == "json")
         _forget_ephemeral(cluster)
         if lost:
             sys.exit(REFUSED)
@@ -122,14 +131,16 @@ def up(
 @click.option(
     "--data", default=DEFAULT_DATA, show_default=True, type=click.Path(path_type=Path, file_okay=False)
 )
+@output_option
 @handled
-def down(data: Path) -> None:
+def down(data: Path, output: str) -> None:
     """Stop the cluster that `up` started in --data."""
-    try:
-        cluster = Cluster.load(data)
-    except ClusterError as error:
-        raise Failed(str(error)) from None
-    click.echo(f"stopped {cluster.stop_all()} processes")
+    cluster = Cluster.load(data)
+    stopped = cluster.stop_all()
+    if output == "json":
+        print_json({"ok": True, "stopped": stopped})
+    else:
+        click.echo(f"stopped {stopped} processes")
     _forget_ephemeral(cluster)
 
 
@@ -235,28 +246,49 @@ def _show(cluster: Cluster, overview: Overview) -> None:
     for gid, group in sorted(overview.config.groups.items()):
         rows.append((f"group {gid}", " ".join(group.addresses), counts[gid]))
     print_table(("joined", "addresses", "shards"), rows)
-    pages = [
-        f"http{'s' if cluster.tls else ''}://{process.web}/" for process in cluster.processes if process.web
-    ]
-    if pages:
+    if pages := _pages(cluster):
         click.echo(f"to be looked at with a browser at {' '.join(pages)}")
     click.echo(
         f"configuration {overview.config.num}: all {len(overview.config.by_id)} shards are assigned and serve"
     )
 
 
-def _first_operations(cluster: Cluster) -> None:
-    """Show that it works, on a key that is ours and is gone afterwards."""
+def _as_json(cluster: Cluster, overview: Overview, started: list[Process], took_ms: float) -> dict[str, object]:
+    counts = overview.config.counts()
+    return {
+        "ok": True,
+        "data": str(cluster.directory),
+        "started": len(started),
+        "processes": len(cluster.processes),
+        "controllers": cluster.addresses("controller", 0),
+        "groups": {
+            str(gid): {"addresses": list(group.addresses), "shards": counts[gid]}
+            for gid, group in sorted(overview.config.groups.items())
+        },
+        "config_num": overview.config.num,
+        "shards": len(overview.config.by_id),
+        "web": _pages(cluster),
+        "first_put_get_ms": round(took_ms, 3),
+    }
+
+
+def _pages(cluster: Cluster) -> list[str]:
+    scheme = "https" if cluster.tls else "http"
+    return [f"{scheme}://{process.web}/" for process in cluster.processes if process.web]
+
+
+def _first_operations(cluster: Cluster) -> float:
+    """Show that it works, on a key that is ours and is gone afterwards. Returns how long it took, in ms."""
     key = b"\x00shardkv/up"
     with ShardClerk(cluster.addresses("controller", 0), tls=find_tls(), login=find_login()) as clerk:
         began = time.perf_counter()
-        clerk.put(key, b"hello")
+        clerk.put(key, FIRST_VALUE)
         value = clerk.get(key)
         took = (time.perf_counter() - began) * 1000
-        if value != b"hello":
+        if value != FIRST_VALUE:
             raise Failed(f"the first get answered {value!r}")
         clerk.delete(key)
-    click.echo(f"first put and get: {value.decode()!r} in {took:.1f} ms")
+    return took
 
 
 def _all_stay(cluster: Cluster, started: list[Process]) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from shardkv.cli.common import Failed, handled, output_option, timeout_option
+from shardkv.cli.common import Failed, Utf8, handled, output_option, timeout_option
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import print_json, print_table
+from shardkv.cli.output import print_json, print_table, say
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import Overview
 from shardkv.shardctrler import shardctrler_pb2 as pb
@@ -39,11 +39,11 @@ def _tell(output: str, text: str, **facts: object) -> None:
     if output == "json":
         print_json({"ok": True, **facts})
     else:
-        click.echo(text)
+        say(text)
 
 
 @user.command()
-@click.argument("name")
+@click.argument("name", type=Utf8())
 @click.option("--role", type=role_choice, required=True)
 @prefix_option
 @click.option("--certificate-only", is_flag=True, help="No token: known by the name in a certificate.")
@@ -69,7 +69,7 @@ def add(
 
 
 @user.command("set")
-@click.argument("name")
+@click.argument("name", type=Utf8())
 @click.option("--role", type=role_choice)
 @prefix_option
 @click.option("--all-keys", is_flag=True, help="Without prefixes from now on.")
@@ -100,7 +100,7 @@ def set_user(
 
 
 @user.command()
-@click.argument("name")
+@click.argument("name", type=Utf8())
 @controllers_option
 @timeout_option
 @output_option
@@ -114,7 +114,7 @@ def token(name: str, controllers: str | None, timeout: float, output: str) -> No
 
 
 @user.command()
-@click.argument("name")
+@click.argument("name", type=Utf8())
 @controllers_option
 @timeout_option
 @output_option

@@ -45,6 +45,19 @@ class Overview:
                 serving += leader["config_num"] >= self.config.num and not row["waiting"]
         return serving, len(self.config.by_id)
 
+    def as_json(self) -> dict[str, object]:
+        """What `admin status -o json` prints."""
+        serving, total = self.settled()
+        return {
+            "config_num": self.config.num,
+            "shards": total,
+            "serving": serving,
+            "controllers": self.controllers,
+            "groups": {str(gid): replicas for gid, replicas in sorted(self.groups.items())},
+            "problems": problems(self),
+            "notes": notes(self),
+        }
+
 
 def role_of(said: Mapping[str, Any] | None) -> str:
     """What a replica is, for people, with what is wrong with it."""

@@ -106,14 +106,22 @@ class Cluster:
             raise ClusterError(f"{path} is not there: no cluster was started in {directory}") from None
         except ValueError as error:
             raise ClusterError(f"{path} is damaged: {error}") from None
-        return cls(
-            directory,
-            found["cluster"],
-            found["shards"],
-            found["ephemeral"],
-            found.get("tls", {}),
-            [Process(**process) for process in found["processes"]],
-        )
+        try:
+            made = cls(
+                directory,
+                found["cluster"],
+                found["shards"],
+                found["ephemeral"],
+                found.get("tls", {}),
+                [Process(**process) for process in found["processes"]],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ClusterError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+        if not _like(made, cls(directory)) or not all(
+            _like(each, Process("", 0, 0, "", 0, "")) and _is_address(each.address) for each in made.processes
+        ):
+            raise ClusterError(f"{path} is damaged: a field has a value of another type")
+        return made
 
     def save(self) -> None:
         path = self.directory / MANIFEST
@@ -272,6 +280,21 @@ class Cluster:
         """The last line of a process's log: why it ended, most likely."""
         lines = (Path(process.data) / "log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def _like(made: Cluster | Process, sample: Cluster | Process) -> bool:
+    """Whether each field has the type that it has in `sample`."""
+    return all(
+        type(value) is type(getattr(sample, name)) for name, value in vars(made).items() if name != "directory"
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        split_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}

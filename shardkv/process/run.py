@@ -87,6 +87,14 @@ UNLIMITED = 1 << 20  # descriptors, where the system sets no limit
 HAND_OVER_SECONDS = 0.5  # it takes some 10 ms, unless the others stop as well
 
 
+class CannotServe(Exception):
+    """The process ends, in one line. `kind`: what stopped it, for programs."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
 class StateDamaged(Exception):
     """This replica met damage in its state and stopped. Once that is noted, the next start has it repaired."""
 
@@ -318,11 +326,10 @@ def _end(ended: asyncio.Future[None]) -> None:
         ended.set_result(None)
 
 
-def run(options: ProcessOptions) -> int:
-    """Serve until told to stop; returns the process's exit status."""
+def run(options: ProcessOptions) -> None:
+    """Serve until told to stop. Raises CannotServe."""
     if not __debug__:
-        print("shardkv does not run under python -O: its assertions guard the data", file=sys.stderr)
-        return 2
+        raise CannotServe("Python", "shardkv does not run under python -O: its assertions guard the data")
     keep_private()
     configure(options.log_format, options.log_level)
     for secret in (options.secret_file, options.tls.key if options.tls is not None else None):
@@ -336,8 +343,7 @@ def run(options: ProcessOptions) -> int:
         options = replace(options, descriptors=Descriptors.divide(most))
         _run(serve(options))
     except (CannotStart, TooFewDescriptors, StorageError, BadCertificate, BadSecretFile) as error:
-        print(f"shardkv: {error}", file=sys.stderr)
-        return 1
+        raise CannotServe(type(error).__name__, str(error)) from None
     except StateDamaged as error:
         print(
             f"shardkv: {error}; starting again, to be repaired from the other replicas",
@@ -349,8 +355,7 @@ def run(options: ProcessOptions) -> int:
             try:
                 pause = note_when_room(options, error.damage)
             except OSError as failed:
-                print(f"shardkv: the disk failed, and the damage is not noted: {failed}", file=sys.stderr)
-                return 1
+                raise CannotServe("Disk", f"the disk failed, and the damage is not noted: {failed}") from None
         if pause:
             print(
                 f"shardkv: damage was found again and again: the disk itself is suspect. Waiting {pause:g} s",
@@ -360,12 +365,12 @@ def run(options: ProcessOptions) -> int:
             time.sleep(pause)  # SIGTERM ends us
         os.execv(sys.executable, sys.orig_argv)  # a fresh start: what was read beside the damage may be wrong
     except OSError as error:
-        print(f"shardkv: the disk failed, and this replica stopped: {error}", file=sys.stderr)
+        text = f"the disk failed, and this replica stopped: {error}"
         if error.errno != errno.ENOSPC:
-            return 1
+            raise CannotServe("Disk", text) from None
+        print(f"shardkv: {text}", file=sys.stderr)
         _wait_for_room(options)
         os.execv(sys.executable, sys.orig_argv)  # a fresh start, for what is in memory may be ahead of the disk
-    return 0
 
 
 def _wait_for_room(options: ProcessOptions) -> None:
