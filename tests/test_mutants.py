@@ -49,7 +49,7 @@ from shardkv.state.records import Records
 from shardkv.state.row import Row, State
 from shardkv.storage import tables
 from shardkv.storage.memory import MemoryEngine
-from tests import test_promises, test_rocks, test_units
+from tests import test_promises, test_rocks, test_snapshots, test_take_back, test_units
 from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile
 from tests.sim.world import Process, World
@@ -420,8 +420,9 @@ def the_last_chunk_does_not_wait_for_the_freeze(patch: pytest.MonkeyPatch) -> No
 
 def deletes_before_the_receiver_has_it(patch: pytest.MonkeyPatch) -> None:
     async def release(self: Migrator, shard: int, epoch: int) -> None:
-        while self._row(shard, epoch, State.FROZEN) is not None:
-            await self._replica.propose(commands.release(shard, epoch))
+        while (row := self._lent(shard, epoch)) is not None:
+            step = commands.release if row.state is State.FROZEN else commands.keep
+            await self._replica.propose(step(shard, epoch))
 
     patch.setattr(Migrator, "_release", release)
 
@@ -742,7 +743,10 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     votes_for_shorter_logs: (raft_orders, 1000),
     commits_older_terms_by_counting: (raft_orders, 1000),
     counts_itself_before_its_disk: (raft_orders, 1000),
-    a_snapshot_rolls_back: (cluster_story, 150),
+    a_snapshot_rolls_back: (
+        directed(test_snapshots.test_a_snapshot_that_the_log_overtook_while_it_was_proven_is_not_installed),
+        1,
+    ),
     a_torn_tail_is_left: (cluster_story, 60),
     the_log_goes_before_the_state_is_durable: (cluster_story, 60),
     the_applied_index_runs_ahead_of_the_data: (cluster_story, 60),
@@ -765,7 +769,10 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     records_are_not_in_the_snapshot: (cluster_story, 60),
     the_journal_is_not_replayed: (cluster_story, 60),
     the_last_chunk_does_not_wait_for_the_freeze: (cluster_story, 60),
-    deletes_before_the_receiver_has_it: (cluster_story, 150),
+    deletes_before_the_receiver_has_it: (
+        directed(test_take_back.test_a_frozen_giver_keeps_its_copy_until_the_taker_serves),
+        1,
+    ),
     serves_while_pulling: (cluster_story, 60),
     serves_when_frozen: (cluster_story, 60),
     a_joint_membership_is_skipped: (raft_orders, 1000),
@@ -774,7 +781,12 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     a_chunk_is_installed_wherever_the_cursor_is: (cluster_story, 60),
     a_configuration_is_skipped: (cluster_story, 60),
     thaws_without_asking: (take_back_story, 40),
-    closes_for_a_taker_without_room_and_waits: (cluster_story, 60),
+    closes_for_a_taker_without_room_and_waits: (
+        directed(
+            test_take_back.test_a_giver_does_not_close_for_a_taker_that_lost_its_room_at_the_end_of_the_copy
+        ),
+        1,
+    ),
     takes_back_what_was_not_given_up: (take_back_story, 40),
     the_journal_follows_the_batches: (
         directed(test_units.test_replicas_agree_however_entries_are_batched),

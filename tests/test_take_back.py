@@ -127,6 +127,16 @@ async def test_a_taker_that_loses_its_room_lets_the_giver_serve_again(world: Wor
 
 
 @in_world()
+async def test_a_frozen_giver_keeps_its_copy_until_the_taker_serves(world: World) -> None:
+    """They are cut off from each other before the last chunk: what the giver has is all that there is."""
+    shard, _, values = await freeze(world)
+    assert state_at(world, 1, shard) == {State.FROZEN}
+    world.network.heal()
+    await world.settle()
+    await all_there(world, values)
+
+
+@in_world()
 async def test_a_write_whose_answer_was_lost_is_done_once_through_a_thaw(world: World) -> None:
     """Done at the giver before it closed; the retry comes after the giver serves again, and then the taker."""
     clerk = world.clerk()
