@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from shardkv import shardkv_pb2 as pb
 from shardkv.client.lane import Lane
-from shardkv.raft import sealed, wal
+from shardkv.raft import codec, sealed, wal
 from shardkv.raft.incarnations import KnownDisks
 from shardkv.raft.protocol import core, quorum, roles
 from shardkv.raft.protocol.core import Raft
@@ -49,7 +50,15 @@ from shardkv.state.records import Records
 from shardkv.state.row import Row, State
 from shardkv.storage import tables
 from shardkv.storage.memory import MemoryEngine
-from tests import test_promises, test_rocks, test_snapshots, test_take_back, test_units
+from tests import (
+    test_disk_hangs,
+    test_promises,
+    test_repair,
+    test_rocks,
+    test_snapshots,
+    test_take_back,
+    test_units,
+)
 from tests.sim import loop, lost_groups, raft_soak, raft_walk, soak, take_back
 from tests.sim.disk import SimDirectory, SimFile
 from tests.sim.world import Process, World
@@ -730,6 +739,28 @@ def what_was_found_is_taken_for_durable(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SimDirectory, "rewrite_tail", rewrite_tail)
 
 
+def the_checksum_of_mail_is_unchecked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(codec, "google_crc32c", SimpleNamespace(value=lambda body: 0))
+
+
+def the_number_of_a_stream_is_unchecked(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SnapshotReceiver, "_is_newest", lambda self, stream, term: True)
+
+
+def campaigns_without_a_state(patch: pytest.MonkeyPatch) -> None:
+    original = Raft._campaign
+
+    def campaign(self: Raft, pre: bool, transfer: bool = False) -> None:
+        self.state_lost = False
+        original(self, pre, transfer)
+
+    patch.setattr(Raft, "_campaign", campaign)
+
+
+def leads_on_while_its_disk_hangs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Raft, "disk_hangs", property(lambda self: False))
+
+
 # mutant -> (story, seeds within which it must be found)
 MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     serves_before_its_claim_is_confirmed: (lost_groups_story, 20),
@@ -818,6 +849,19 @@ MUTANTS: dict[Patch, tuple[Callable[[int], None], int]] = {
     no_sync_at_append: (raft_story, 60),
     no_directory_sync_after_a_rename: (raft_story, 60),
     what_was_found_is_taken_for_durable: (raft_story, 60),
+    the_checksum_of_mail_is_unchecked: (raft_story, 60),
+    the_number_of_a_stream_is_unchecked: (
+        directed(test_snapshots.test_two_streams_of_one_state_are_never_spliced),
+        1,
+    ),
+    campaigns_without_a_state: (
+        directed(test_repair.test_a_replica_without_a_state_never_leads_and_answers_no_reads),
+        1,
+    ),
+    leads_on_while_its_disk_hangs: (
+        directed(test_disk_hangs.test_d5_a_leader_whose_disk_hangs_is_replaced_within_two_timeouts),
+        1,
+    ),
 }
 
 

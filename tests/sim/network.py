@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from shardkv.raft.codec import decode_mail, encode_mail
+from shardkv.raft.codec import MalformedMail, decode_mail, encode_mail
 from shardkv.raft.protocol.messages import Envelope
 from shardkv.wire.calls import Handler, Unreachable
 from tests.sim.loop import Host
@@ -30,6 +30,7 @@ class Weather:
     loss: float = 0.0
     repeat: float = 0.0
     long_delay: float = 0.0  # chance that a message takes up to 20 times as long: reordering
+    flip: float = 0.0  # chance that a bit of a replica's mail flips on its way, unseen by TCP's checksum
 
 
 @dataclass
@@ -113,6 +114,13 @@ class SimNetwork:
             arrive()
 
     def post(self, source: str, target: str, method: str, payload: bytes) -> None:
+        if self.weather.flip and self._rng.random() < self.weather.flip:
+            bit = self._rng.randrange(8 * len(payload))
+            flipped = bytearray(payload)
+            flipped[bit // 8] ^= 1 << bit % 8
+            payload = bytes(flipped)
+            self.sent["flipped"] += 1
+
         def arrive() -> None:
             process = self._processes.get(target)
             if process is not None and process.on_post is not None:
@@ -217,7 +225,11 @@ class SimTransport:
             self._network.post(source, target, "raft", mail)
 
     def unpack(self, payload: bytes) -> list[Envelope]:
-        address, envelopes = decode_mail(self._cluster, self._group, payload)
+        try:
+            address, envelopes = decode_mail(self._cluster, self._group, payload)
+        except MalformedMail:
+            assert self._network.sent["flipped"], "nobody sends malformed mail"
+            return []
         for envelope in envelopes:
             self._peers.setdefault(envelope.sender, address)
         return envelopes

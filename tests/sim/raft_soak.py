@@ -60,6 +60,7 @@ async def story(seed: int) -> None:
             loss=rng.choice([0, 0.1, 0.3]),
             repeat=rng.choice([0, 0.2]),
             long_delay=rng.choice([0, 0.1, 0.3]),
+            flip=rng.choice([0, 0, 0.02]),
         ),
     )
     await world.start()
