@@ -97,9 +97,15 @@ def _picture(context: click.Context, parameter: click.Parameter, value: Path | N
 )
 @click.option("--blocking", is_flag=True, help="Callers are threads of the blocking clerk.")
 @click.option("--ops", type=click.IntRange(min=1), help=f"Operations in all; {DEFAULT_OPS} without --seconds.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Measure for so long.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Open loop: operations due a second.")
-@click.option("--warm-up", default=0.0, show_default=True, help="Seconds before measuring begins.")
+@click.option("--seconds", type=Seconds(), help="Measure for so long.")
+@click.option("--rate", type=Seconds("rate"), help="Open loop: operations due a second.")
+@click.option(
+    "--warm-up",
+    type=Seconds(may_be_zero=True),
+    default=0.0,
+    show_default=True,
+    help="Seconds before measuring begins.",
+)
 @click.option("--value-size", type=click.IntRange(min=0), default=256, show_default=True, help="Bytes.")
 @click.option("--keys", type=click.IntRange(min=1), default=100_000, show_default=True)
 @click.option(

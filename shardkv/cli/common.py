@@ -117,17 +117,21 @@ class Utf8(click.ParamType):  # type: ignore[type-arg]
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]
-    """A time that ends: a finite number above 0."""
+    """A time that ends: a finite number above 0, or from 0 on. `what`: other numbers of that kind."""
 
     name = "seconds"
+
+    def __init__(self, what: str = "number of seconds", may_be_zero: bool = False) -> None:
+        self._what, self._may_be_zero = what, may_be_zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             seconds = float(value)
         except ValueError:
-            self.fail(f"{value!r} is no number of seconds", param, ctx)
-        if not 0 < seconds < math.inf:
-            self.fail(f"{value} is no number of seconds above 0", param, ctx)
+            self.fail(f"{value!r} is no {self._what}", param, ctx)
+        if not (0 < seconds < math.inf or (self._may_be_zero and seconds == 0)):
+            least = "from 0 on" if self._may_be_zero else "above 0"
+            self.fail(f"{value} is no {self._what} {least}", param, ctx)
         return min(seconds, float(1 << 31))  # what timers take
 
 
