@@ -5,6 +5,8 @@ Each write is exactly-once and in order with the clerk's other writes to its key
 
 from __future__ import annotations
 
+import warnings
+
 from shardkv.client.errors import BatchError, ShardKVError
 from shardkv.client.ranges import pack_step
 from shardkv.client.requests import Key, check_key, check_value
@@ -23,6 +25,11 @@ class Writes:
         self._writes: list[Write] = []
         self.results: list[Outcome] = []
         """After the batch: for each write, in order, what its call would have returned, or the error of it."""
+
+    def __del__(self) -> None:
+        if getattr(self, "_writes", None):
+            text = f"a batch of {len(self._writes)} writes was never executed: nothing of it was sent"
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
     def put(self, key: Key, value: Key) -> None:
         self._add(PUT, key, check_value(value, self._limits))

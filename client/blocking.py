@@ -23,13 +23,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from random import Random
 from typing import Any, Literal, overload
 
-from shardkv.client.batch import Writes
+from shardkv.client.batch import Outcome, Writes
 from shardkv.client.clerk import LIMITS, Consistency
-from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
+from shardkv.client.core import WRITE_LANE, ClerkCore, read_lane
 from shardkv.client.errors import ClerkClosed, ShardKVError
 from shardkv.client.operations import Operation
 from shardkv.client.ranges import Count, Delete, Scan, bounds, pack_step
-from shardkv.client.requests import Key, check_key, check_value
+from shardkv.client.requests import K, Key, check_controllers, check_key, check_value
 from shardkv.wire import frames
 from shardkv.wire.auth import Login, Operator
 from shardkv.wire.dialer import TcpDialer
@@ -111,8 +111,8 @@ class ShardClerk:
         tls: Tls | None = None,
         login: Login | Operator | None = None,
     ) -> None:
-        if not controllers or isinstance(controllers, str):
-            raise ValueError("controllers is a list of host:port")
+        check_controllers(controllers)
+        self._controllers = tuple(controllers)
         self.timeout = timeout
         self._limits = limits
         self._submitted: deque[tuple[Operation, int]] = deque()
@@ -129,6 +129,9 @@ class ShardClerk:
         return ClerkCore(
             controllers, TcpDialer(tls=tls, login=login), Random(random.SystemRandom().getrandbits(128))
         )
+
+    def __repr__(self) -> str:
+        return f"ShardClerk({list(self._controllers)}, timeout={self.timeout:g})"
 
     def __enter__(self) -> ShardClerk:
         return self
@@ -197,25 +200,45 @@ class ShardClerk:
 
     # ---- reads
 
+    @overload
     def get(
-        self, key: Key, *, timeout: float | None = None, consistency: Consistency = "leader"
+        self, key: Key, default: bytes, *, timeout: float | None = ..., consistency: Consistency = ...
+    ) -> bytes: ...
+
+    @overload
+    def get(
+        self, key: Key, default: None = ..., *, timeout: float | None = ..., consistency: Consistency = ...
+    ) -> bytes | None: ...
+
+    def get(
+        self,
+        key: Key,
+        default: bytes | None = None,
+        *,
+        timeout: float | None = None,
+        consistency: Consistency = "leader",
     ) -> bytes | None:
-        """The value of `key`, None if it is absent; see `AsyncShardClerk.get` for `consistency`."""
+        """The value of `key`, or `default` if it is absent.
+
+        Linearizable from the leader or, with "any", from any replica; "stale" reads
+        what one replica has now, which may be old.
+        """
         data = check_key(key, self._limits)
-        status, value = self._call(GET, data, b"", READ_LANES[consistency], timeout)
-        return None if status == Status.NOT_FOUND else value
+        status, value = self._call(GET, data, b"", read_lane(consistency), timeout)
+        return default if status == Status.NOT_FOUND else value
 
     def multi_get(
-        self, keys: Iterable[Key], *, timeout: float | None = None, consistency: Consistency = "leader"
-    ) -> dict[bytes, bytes | None]:
-        """The values of many keys, by key. Each is linearizable by itself."""
-        wanted = [check_key(key, self._limits) for key in keys]
-        lane = READ_LANES[consistency]
+        self, keys: Iterable[K], *, timeout: float | None = None, consistency: Consistency = "leader"
+    ) -> dict[K, bytes | None]:
+        """The values of many keys, by the keys as they were given. Each is linearizable by itself."""
+        given = list(keys)
+        wanted = [check_key(key, self._limits) for key in given]
+        lane = read_lane(consistency)
         waiters = [self._begin(GET, key, b"", lane, timeout) for key in wanted]
         found = [waiter.wait() for waiter in waiters]
         return {
             key: None if status == Status.NOT_FOUND else value
-            for key, (status, value) in zip(wanted, found, strict=True)
+            for key, (status, value) in zip(given, found, strict=True)
         }
 
     @overload
@@ -261,7 +284,7 @@ class ShardClerk:
         """Pairs with start <= key < end in key order, lazily; see `AsyncShardClerk.scan`."""
         pages = Scan(*bounds(start, end, prefix), limit, reverse, keys_only)
         while (asked := pages.ask()) is not None:
-            _, page = self._call(*asked, READ_LANES[consistency], timeout)
+            _, page = self._call(*asked, read_lane(consistency), timeout)
             yield from pages.take(page)
 
     def count(
@@ -276,7 +299,7 @@ class ShardClerk:
         """How many keys there are with start <= key < end, or with the `prefix`. See `AsyncShardClerk.count`."""
         pages, deadline = Count(*bounds(start, end, prefix)), self._deadline(timeout)
         while (asked := pages.ask()) is not None:
-            _, tally = self._call(*asked, READ_LANES[consistency], deadline - time.monotonic())
+            _, tally = self._call(*asked, read_lane(consistency), deadline - time.monotonic())
             pages.take(tally)
         return pages.found
 
@@ -341,7 +364,12 @@ class Batch(Writes):
 
     def __exit__(self, kind: object, *rest: object) -> None:
         if kind is not None:
+            self._writes.clear()  # the block has failed: nothing of it is sent
             return
+        self.execute()
+
+    def execute(self) -> list[Outcome]:
+        """Send what was collected; the outcome of each write, in order. Raises BatchError unless all were done."""
         writes, self._writes = self._writes, []
         begun: list[_Waiter | ShardKVError] = []
         for write in writes:
@@ -356,3 +384,4 @@ class Batch(Writes):
             except ShardKVError as error:
                 answers.append(error)
         self._settle(writes, answers)
+        return self.results

@@ -17,12 +17,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from random import Random
 from typing import Any, Literal, overload
 
-from shardkv.client.batch import Writes
-from shardkv.client.core import READ_LANES, WRITE_LANE, ClerkCore
+from shardkv.client.batch import Outcome, Writes
+from shardkv.client.core import WRITE_LANE, ClerkCore, read_lane
 from shardkv.client.errors import ShardKVError
 from shardkv.client.operations import Operation
 from shardkv.client.ranges import Count, Delete, Scan, bounds, pack_step
-from shardkv.client.requests import Key, check_key, check_value
+from shardkv.client.requests import K, Key, check_controllers, check_key, check_value
 from shardkv.wire import frames
 from shardkv.wire.auth import Login, Operator
 from shardkv.wire.calls import Dialer
@@ -54,8 +54,8 @@ class AsyncShardClerk:
         dialer: Dialer | None = None,
         rng: Random | None = None,
     ) -> None:
-        if not controllers or isinstance(controllers, str):
-            raise ValueError("controllers is a list of host:port")
+        check_controllers(controllers)
+        self._controllers = tuple(controllers)
         self.timeout = timeout
         self._limits = limits
         self._loop = asyncio.get_running_loop()
@@ -64,6 +64,9 @@ class AsyncShardClerk:
             dialer or TcpDialer(tls=tls, login=login),
             rng or Random(random.SystemRandom().getrandbits(128)),
         )
+
+    def __repr__(self) -> str:
+        return f"AsyncShardClerk({list(self._controllers)}, timeout={self.timeout:g})"
 
     async def __aenter__(self) -> AsyncShardClerk:
         return self
@@ -136,27 +139,43 @@ class AsyncShardClerk:
 
     # ---- reads
 
+    @overload
     async def get(
-        self, key: Key, *, timeout: float | None = None, consistency: Consistency = "leader"
+        self, key: Key, default: bytes, *, timeout: float | None = ..., consistency: Consistency = ...
+    ) -> bytes: ...
+
+    @overload
+    async def get(
+        self, key: Key, default: None = ..., *, timeout: float | None = ..., consistency: Consistency = ...
+    ) -> bytes | None: ...
+
+    async def get(
+        self,
+        key: Key,
+        default: bytes | None = None,
+        *,
+        timeout: float | None = None,
+        consistency: Consistency = "leader",
     ) -> bytes | None:
-        """The value of `key`, None if it is absent.
+        """The value of `key`, or `default` if it is absent.
 
         Linearizable from the leader or, with "any", from any replica; "stale" reads
         what one replica has now, which may be old.
         """
         data = check_key(key, self._limits)
-        status, value = await self._submit(GET, data, b"", READ_LANES[consistency], timeout)
-        return None if status == Status.NOT_FOUND else value
+        status, value = await self._submit(GET, data, b"", read_lane(consistency), timeout)
+        return default if status == Status.NOT_FOUND else value
 
     async def multi_get(
-        self, keys: Iterable[Key], *, timeout: float | None = None, consistency: Consistency = "leader"
-    ) -> dict[bytes, bytes | None]:
-        """The values of many keys, by key. Each is linearizable by itself."""
-        wanted = [check_key(key, self._limits) for key in keys]
+        self, keys: Iterable[K], *, timeout: float | None = None, consistency: Consistency = "leader"
+    ) -> dict[K, bytes | None]:
+        """The values of many keys, by the keys as they were given. Each is linearizable by itself."""
+        given = list(keys)
+        wanted = [check_key(key, self._limits) for key in given]
         values = await asyncio.gather(
             *(self.get(key, timeout=timeout, consistency=consistency) for key in wanted)
         )
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(given, values, strict=True))
 
     @overload
     def scan(
@@ -206,7 +225,7 @@ class AsyncShardClerk:
         """
         pages = Scan(*bounds(start, end, prefix), limit, reverse, keys_only)
         while (asked := pages.ask()) is not None:
-            _, page = await self._submit(*asked, READ_LANES[consistency], timeout)
+            _, page = await self._submit(*asked, read_lane(consistency), timeout)
             for item in pages.take(page):
                 yield item
 
@@ -226,7 +245,7 @@ class AsyncShardClerk:
         pages, deadline = Count(*bounds(start, end, prefix)), self._deadline(timeout)
         while (asked := pages.ask()) is not None:
             left = deadline - self._loop.time()
-            _, tally = await self._submit(*asked, READ_LANES[consistency], left)
+            _, tally = await self._submit(*asked, read_lane(consistency), left)
             pages.take(tally)
         return pages.found
 
@@ -271,7 +290,12 @@ class AsyncBatch(Writes):
 
     async def __aexit__(self, kind: object, *rest: object) -> None:
         if kind is not None:
+            self._writes.clear()  # the block has failed: nothing of it is sent
             return
+        await self.execute()
+
+    async def execute(self) -> list[Outcome]:
+        """Send what was collected; the outcome of each write, in order. Raises BatchError unless all were done."""
         writes, self._writes = self._writes, []
         begun: list[asyncio.Future[tuple[int, bytes]] | ShardKVError] = []
         for write in writes:
@@ -289,3 +313,4 @@ class AsyncBatch(Writes):
             except ShardKVError as error:
                 answers.append(error)
         self._settle(writes, answers)
+        return self.results

@@ -60,6 +60,14 @@ LANES = {
 READ_LANES = {"leader": READ_LANE, "any": ANY_LANE, "stale": STALE_LANE}
 
 
+def read_lane(consistency: str) -> int:  # hot: runs per operation
+    """Raises ValueError."""
+    lane = READ_LANES.get(consistency)
+    if lane is None:
+        raise ValueError(f"consistency is one of {', '.join(READ_LANES)}, not {consistency!r}")
+    return lane
+
+
 _forks = 0  # how many forks lie between the first process and this one
 
 

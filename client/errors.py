@@ -21,7 +21,8 @@ ShardKVError
 
 OutcomeUnknown means that the write was done or was not done. Any other error means that the operation was not
 done, and will not be. Where an error came after an attempt that nobody answered, it is the `__cause__`
-of an OutcomeUnknown. docs/client.md tells what a timeout and a cancelled call mean.
+of an OutcomeUnknown. docs/client.md tells what a timeout and a cancelled call mean. DeadlineExceeded is a TimeoutError too, and Unavailable
+a ConnectionError, for code that catches those of Python.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ class PermissionDenied(ShardKVError):
     """The servers do not know the caller, or its role does not allow the operation. Nothing was done."""
 
 
-class Unavailable(ShardKVError):
+class Unavailable(ShardKVError, ConnectionError):
     """Nobody could be reached within the time. The operation was not sent; the text says what was tried."""
 
 
-class DeadlineExceeded(ShardKVError):
+class DeadlineExceeded(ShardKVError, TimeoutError):
     """The time was up. The operation was not done, unless this is an OutcomeUnknown."""
 
 

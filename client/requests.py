@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from shardkv.client.errors import KeyTooLarge, ValueTooLarge
+from shardkv.wire.address import split_address
 from shardkv.wire.frames import Limits
 
 Key = bytes | str
+K = TypeVar("K", bytes, str, Key)
 SHOWN_KEY_BYTES = 64
 
 
@@ -41,3 +46,11 @@ def check_value(value: Key, limits: Limits) -> bytes:  # hot: runs per operation
     if len(data) > limits.value_bytes:
         raise ValueTooLarge(f"the value has {len(data)} bytes: a value has at most {limits.value_bytes}")
     return data
+
+
+def check_controllers(controllers: Sequence[str]) -> None:
+    """Raises ValueError for what is no list of host:port."""
+    if not controllers or isinstance(controllers, str | bytes):
+        raise ValueError("controllers is a list of host:port")
+    for address in controllers:
+        split_address(address)

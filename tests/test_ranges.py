@@ -154,6 +154,37 @@ async def test_put_if_absent_and_batches_tell_what_each_write_did(
     assert told.value.outcomes[:2] == (6, None) and isinstance(told.value.outcomes[2], NotANumber)
 
 
+# ---- conveniences of the clerk
+
+
+@against_one_group
+async def test_calls_are_convenient_and_mistakes_are_told_at_once(
+    group: OneGroup, clerk: AsyncShardClerk
+) -> None:
+    await clerk.put("k", "1")
+    assert await clerk.get("none", b"0") == b"0" and await clerk.get("k", b"0") == b"1"
+    assert await clerk.multi_get(["k", "none"]) == {"k": b"1", "none": None}
+    assert await clerk.multi_get([b"k"]) == {b"k": b"1"}
+    assert repr(clerk) == "AsyncShardClerk(['c:1'], timeout=10)"
+    with pytest.raises(ValueError, match="leader, any, stale"):
+        await clerk.get("k", consistency="strong")  # type: ignore[call-overload]
+    for wrong in ("c:1", [], ["c"]):
+        with pytest.raises(ValueError, match="host:port"):
+            AsyncShardClerk(wrong, dialer=group)
+    group.fate = lambda frame: Code.BUSY
+    with pytest.raises(TimeoutError):
+        await clerk.get("k", timeout=0.1)
+    group.fate = lambda frame: DONE
+    batch = clerk.batch()
+    batch.put("k", "2")
+    batch.delete("none")
+    assert await batch.execute() == [None, False] and group.value(b"k") == b"2"
+    batch = clerk.batch()
+    batch.put("k", "3")
+    with pytest.warns(ResourceWarning, match="a batch of 1 writes was never executed"):
+        del batch
+
+
 # ---- ranges
 
 

@@ -197,7 +197,7 @@ async def test_operations_mean_what_they_say(world: World) -> None:
         for n in range(50):
             batch.put(f"n{n:02}", f"{n}")
     found = await clerk.multi_get([f"n{n:02}" for n in range(50)] + ["absent"])
-    assert found[b"n07"] == b"7" and found[b"absent"] is None
+    assert found["n07"] == b"7" and found["absent"] is None
     pairs = [pair async for pair in clerk.scan("n10", "n20", limit=5)]
     assert pairs == [(b"n%d" % n, b"%d" % n) for n in range(10, 15)]
     for key in (b"", b"k" * 4097):

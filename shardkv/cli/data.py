@@ -51,7 +51,7 @@ def put(key: str, value: str, controllers: str | None, timeout: float, output: s
 def get(key: str, consistency: str, controllers: str | None, timeout: float, output: str) -> None:
     """Print the value of KEY; exit 1 if it is absent."""
     with clerk_of(controllers, timeout) as clerk:
-        value = clerk.get(argument(key), consistency=consistency)  # type: ignore[arg-type]
+        value = clerk.get(argument(key), consistency=consistency)  # type: ignore[call-overload]
     if output == "json":
         print_json(
             {

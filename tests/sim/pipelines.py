@@ -92,10 +92,12 @@ class Pipelines:
                     else:
                         await clerk.append(key, token, timeout=timeout)
                 write.outcome = DONE
-            except (TimeoutError, OutcomeUnknown):
+            except OutcomeUnknown:
                 pass
-            except ShardKVError:
+            except ShardKVError:  # before TimeoutError, which DeadlineExceeded is too
                 write.outcome = NOT_DONE
+            except TimeoutError:  # cancelled
+                pass
 
         # A task begins in the order in which it was made, and so do the calls.
         return asyncio.get_running_loop().create_task(call())
