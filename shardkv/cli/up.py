@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from shardkv.cli.output import print_json, print_table
 from shardkv.cli.session import Session, with_session
 from shardkv.client import ShardClerk, ShardKVError
 from shardkv.observe.overview import Overview, problems, wait_settled
-from shardkv.process.local_cluster import Cluster, ClusterError, Process, interrupted_by_signals
+from shardkv.process.local_cluster import Cluster, ClusterError, Process, check_free, interrupted_by_signals
 from shardkv.process.ports import free_port_base
 from shardkv.process.secret_file import MANIFEST, SECRET
 from shardkv.raft.private import make_directory, tighten
 from shardkv.shardctrler import shardctrler_pb2 as pb
 from shardkv.shardctrler.client import AdminRefused, ControllerUnavailable
+from shardkv.wire.address import split_address
 from shardkv.wire.node_name import names_in
 
 READY_SECONDS = 60.0
@@ -155,28 +157,75 @@ def _prepare(
     web_port: int | None,
     ephemeral: bool,
 ) -> Cluster:
-    make_directory(data)
-    for path in (data, data / MANIFEST, data / SECRET):  # each process sees to its own directory
-        tighten(path, deep=False)
+    """The cluster with what is new in it, saved. Nothing is written where it cannot start. Raises Failed, ClusterError."""
+    if web_port is not None and find_spec("aiohttp") is None:
+        raise Failed("--web-port needs the package aiohttp: pip install 'shardkv[web]'")
     if (data / MANIFEST).exists():
         cluster = Cluster.load(data)
+        controllers, groups, replicas = _check_asked(
+            cluster, controllers, groups, replicas, shards, port, ephemeral
+        )
     else:
         tls = find_tls()
         files = tls.files() if tls is not None else {}
         cluster = Cluster(data, shards=shards, ephemeral=ephemeral, tls=files)
         if tls is not None:
             cluster.cluster = next((name.cluster for name in names_in(tls.shown())), "")
-    cluster.make_secret()
-    use_tls(cluster.tls)
-    if cluster.secret_file.exists():
-        use_secret(cluster.secret_file)
+    there = len(cluster.processes)
     cluster.plan(controllers, groups, replicas, port or free_port_base(controllers + groups * replicas))
     if metrics_port is not None:
         cluster.plan_metrics(metrics_port)
     if web_port is not None:
         cluster.plan_web(web_port)
+    check_free(
+        address for each in cluster.processes[there:] for address in (each.address, each.metrics, each.web)
+    )
+    make_directory(data)
+    for path in (data, data / MANIFEST, data / SECRET):  # each process sees to its own directory
+        tighten(path, deep=False)
+    cluster.make_secret()
+    use_tls(cluster.tls)
+    if cluster.secret_file.exists():
+        use_secret(cluster.secret_file)
     cluster.save()
     return cluster
+
+
+def _check_asked(
+    cluster: Cluster, controllers: int, groups: int, replicas: int, shards: int, port: int, ephemeral: bool
+) -> tuple[int, int, int]:
+    """Controllers, groups and replicas to plan for: what is there, and groups that are asked for in addition.
+
+    Options that were not given ask for nothing. Raises Failed for those that ask for another cluster.
+    """
+    context = click.get_current_context()
+
+    def is_given(name: str) -> bool:
+        return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+    sizes = {len(cluster.addresses("group", gid)) for gid in cluster.gids()}
+    has_controllers, has_groups = len(cluster.addresses("controller", 0)), len(cluster.gids())
+    first = min((split_address(process.address)[1] for process in cluster.processes), default=port)
+    grows = is_given("groups") and groups > has_groups
+    there: dict[str, tuple[object, object, bool]] = {
+        "controllers": (controllers, has_controllers, controllers == has_controllers),
+        "groups": (groups, has_groups, groups >= has_groups),
+        "replicas": (replicas, " and ".join(map(str, sorted(sizes))), replicas in sizes or grows),
+        "shards": (shards, cluster.shards, shards == cluster.shards),
+        "port": (port, first, port in (0, first) or grows),
+        "ephemeral": (ephemeral, cluster.ephemeral, ephemeral == cluster.ephemeral),
+    }
+    differs = [
+        f"--{name} {asked}, and it has {has}"
+        for name, (asked, has, is_same) in there.items()
+        if is_given(name) and not is_same
+    ]
+    if differs:
+        raise Failed(
+            f"the cluster in {cluster.directory} differs from what you ask for: {'; '.join(differs)}. "
+            "Leave these options out to start it as it is, or give another --data"
+        )
+    return has_controllers, max(groups, has_groups) if grows else has_groups, replicas
 
 
 def _lost(cluster: Cluster) -> list[Process]:

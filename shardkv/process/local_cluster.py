@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -225,15 +225,7 @@ class Cluster:
 
     def start(self, process: Process) -> None:
         """Start one process that is down. Raises ClusterError if its port is taken."""
-        host, port = split_address(process.listen or process.address)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                raise ClusterError(
-                    f"port {port} is in use by another program: stop that, or give another --port or --data"
-                ) from None
+        check_free([process.listen or process.address])
         data = Path(process.data)
         make_directory(data)
         with open(data / "log", "ab", opener=_private) as output:
@@ -280,6 +272,20 @@ class Cluster:
         """The last line of a process's log: why it ended, most likely."""
         lines = (Path(process.data) / "log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
+
+
+def check_free(addresses: Iterable[str]) -> None:
+    """Whether nobody listens at these addresses; empty ones are none. Raises ClusterError."""
+    for address in filter(None, addresses):
+        host, port = split_address(address)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                raise ClusterError(
+                    f"port {port} is in use by another program: stop that, or give another --port or --data"
+                ) from None
 
 
 def _like(made: Cluster | Process, sample: Cluster | Process) -> bool:
