@@ -5,11 +5,13 @@ The commands come from click's tree, so that a new command is walked as well.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -247,3 +249,24 @@ def test_bytes_in_json_come_back(data: bytes) -> None:
 @given(st.text())
 def test_no_text_moves_the_cursor(text: str) -> None:
     assert all(char.isprintable() or unicodedata.category(char) == "Zs" for char in output.escaped(text))
+
+
+def test_ctrl_c_during_wait_says_that_the_change_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The change is made; only the waiting for it ends."""
+
+    class Made:
+        async def admin(self, request: object, timeout: float) -> int:
+            return 7
+
+    def with_session(controllers: object, run: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        asyncio.run(run(SimpleNamespace(controller=Made(), dialer=None, overview=None)))
+
+    async def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shardkv.cli.admin.with_session", with_session)
+    monkeypatch.setattr("shardkv.cli.admin._wait", interrupted)
+    result = run("admin", "leave", "1", "--wait", "-o", "json")
+    assert result.exit_code == 130
+    assert "configuration 7 is made, and its moves go on" in result.stderr
+    assert json.loads(result.stdout)["error"]["kind"] == "Interrupted"

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 import click
 from rich.filesize import decimal
+from rich.markup import escape as markup
 from rich.progress import Progress
 
-from shardkv.cli.common import MOST, UNREACHABLE, Failed, Seconds, handled, output_option, timeout_option
+from shardkv.cli.common import (
+    INTERRUPTED,
+    MOST,
+    UNREACHABLE,
+    Failed,
+    Seconds,
+    handled,
+    output_option,
+    timeout_option,
+)
 from shardkv.cli.lazy import LazyGroup
 from shardkv.cli.options import controllers_option
-from shardkv.cli.output import console, json_bytes, print_json, print_table, say, text
+from shardkv.cli.output import console, escaped, json_bytes, print_json, print_table, say, text
 from shardkv.cli.session import Session, with_session
 from shardkv.observe.overview import (
     Overview,
@@ -40,6 +51,7 @@ wait_timeout_option = click.option(
 cut_option = click.option(
     "--force", is_flag=True, help="Also a shard that is on its way to a group that does not answer."
 )
+TELL_SECONDS = 10.0  # between two lines about what --wait waits for
 NAMED = 3  # reasons why shards do not serve, in one error
 
 
@@ -68,6 +80,8 @@ def _change(
     wait_timeout: float,
     cuts: int = 0,  # a shard that must not be behind a move to a group that is down
 ) -> None:
+    made: list[int] = []
+
     async def run(session: Session) -> None:
         if cuts:
             await _check_moved(session, cuts, timeout)
@@ -75,6 +89,7 @@ def _change(
             num = (await session.controller.query(None, timeout)).num
         else:
             num = await session.controller.admin(request, timeout)
+        made.append(num)
         served, why = None, ""
         if wait:
             served = await _wait(session, wait_timeout, output)
@@ -89,7 +104,13 @@ def _change(
         if served is False:
             raise Failed(f"configuration {num} is made, but {why}", UNREACHABLE)
 
-    with_session(controllers, run)
+    try:
+        with_session(controllers, run)
+    except KeyboardInterrupt:
+        if not made:
+            raise
+        text = f"configuration {made[0]} is made, and its moves go on; `shardkv admin status` shows how far they are"
+        raise Failed(text, INTERRUPTED, "Interrupted") from None
 
 
 async def _why_not(session: Session, timeout: float, wait_timeout: float) -> str:
@@ -122,15 +143,34 @@ async def _check_moved(session: Session, shard: int, timeout: float) -> None:
 
 
 async def _wait(session: Session, wait_timeout: float, output: str) -> bool:
+    """Wait, and show what for: a bar on a terminal, else a line on stderr now and then."""
+    seen: list[Overview] = []
+
+    async def look() -> Overview:
+        seen[:] = [await session.overview()]
+        return seen[0]
+
     if output == "json" or not console().is_terminal:
-        return await wait_settled(session.overview, wait_timeout, lambda serving, total: None)
+        told = time.monotonic()
+
+        def tell(serving: int, total: int) -> None:
+            nonlocal told
+            if serving < total and time.monotonic() - told >= TELL_SECONDS:
+                told = time.monotonic()
+                why = "; ".join(what_waits(seen[0])[:NAMED]) or "shards are being moved"
+                say(f"waiting: {serving} of {total} shards serve: {why}", err=True)
+
+        return await wait_settled(look, wait_timeout, tell)
     with Progress(console=console(), transient=True) as bar:
         task = bar.add_task("shards serving", total=None)
-        return await wait_settled(
-            session.overview,
-            wait_timeout,
-            lambda serving, total: bar.update(task, completed=serving, total=total),
-        )
+
+        def draw(serving: int, total: int) -> None:
+            why = escaped("; ".join(what_waits(seen[0])[:1]))
+            bar.update(
+                task, completed=serving, total=total, description=markup(f"shards serving {why}".strip())
+            )
+
+        return await wait_settled(look, wait_timeout, draw)
 
 
 def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
