@@ -110,7 +110,7 @@ def test_a_number_that_is_used_again_leaves_nothing_stuck(seed: int) -> None:
     @in_world(seed=seed)
     async def story(world: World) -> None:
         values = await fill(world)
-        work = Workload(seed)
+        work = Workload(seed, is_alone=False)
         for _ in range(2):
             work.start(world.clerk(), 2)
         for shard in await shards_of(world, 1):

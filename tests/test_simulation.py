@@ -1,4 +1,4 @@
-"""The simulations as tests: a few hundred seeds of each, those that found bugs, and that a seed repeats itself.
+"""The simulations as tests: some seeds of each, those that found bugs, and that a seed repeats itself.
 
 `make sim-soak` runs as many as one likes.
 """
@@ -22,7 +22,7 @@ SEEDS = (0, 21, 25, 47, 51, 70, 102, 135, 141, 223, 232, 247, 426, 542, 1052, 11
 WALKS = (97, 154, 214)
 
 
-@pytest.mark.parametrize("first", range(0, 100, BLOCK))
+@pytest.mark.parametrize("first", range(0, 60, BLOCK))
 def test_whole_clusters_with_every_fault(first: int) -> None:
     for seed in range(first, first + BLOCK):
         loop.run(soak.story(seed), limit=soak.LIMIT_SECONDS)

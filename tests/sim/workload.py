@@ -28,7 +28,9 @@ READS = (1, 0, 0, 0, 0, 0.1, 0, 0, 0, 0.1)  # a caller that no lost write can ho
 class Workload:
     """Callers on a few keys that lie in different shards. Every written value is unique."""
 
-    def __init__(self, seed: int, keys: int = 6) -> None:
+    def __init__(self, seed: int, keys: int = 6, is_alone: bool = True) -> None:
+        """`is_alone`: nobody else has keys, so ranges that are deleted may reach from one of ours to the next."""
+        self.is_alone = is_alone
         self.rng = Random(seed)
         # Keys across printable ASCII, so that they fall into different shards.
         self.keys = [bytes([0x21 + 90 * n // keys]) + b"/key" for n in range(keys)]
@@ -127,7 +129,9 @@ class Workload:
     async def _erase(self, clerk: AsyncShardClerk, first: bytes) -> None:
         """A deleted range is a delete of each of its keys somewhere in the call's time"""
         # To before the next key's first letter: what lies there is other writers' (`pipelines.py`).
-        ends = [first + b"\0", first + b"0", *[key[:1] for key in self.keys if key > first][:1]]
+        ends = [first + b"\0", first + b"0"]
+        if self.is_alone:
+            ends += [key[:1] for key in self.keys if key > first][:1]
         end = self.rng.choice(ends)
         inside = [key for key in self.keys + self.counters if first <= key < end]
         called = world_time()
