@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from shardkv.process.local_cluster import Cluster
-from shardkv.process.secret_file import read_secrets
+from shardkv.process.secret_file import MANIFEST, read_secrets
 
 if TYPE_CHECKING:
     from shardkv.client import AsyncShardClerk, Operator, ShardClerk
@@ -86,7 +86,9 @@ class ThrowawayCluster:
 
     def up(self) -> str:
         """Start what is down; returns when every shard serves. Raises ClusterFailed."""
-        return self.run("up", "--data", str(self.directory), "--detach", *self._options)
+        # One that was there starts as it is: groups may have joined since.
+        is_new = not (self.directory / MANIFEST).exists()
+        return self.run("up", "--data", str(self.directory), "--detach", *(self._options if is_new else ()))
 
     def cluster(self) -> Cluster:
         """The processes as they are now, each of which can be killed and started again."""
