@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
@@ -87,7 +88,7 @@ async def misbehave(kind: str, reader: asyncio.StreamReader, writer: asyncio.Str
 
 
 @contextlib.contextmanager
-def attackers(kind: str, addresses: list[str], connections: int):  # type: ignore[no-untyped-def]
+def attackers(kind: str, addresses: list[str], connections: int) -> Iterator[None]:
     """Two processes, for one has too few descriptors."""
     command = [sys.executable, "-m", "bench.hostile", "--attack", kind, "--at", ",".join(addresses)]
     at_work = [subprocess.Popen([*command, "--connections", str(connections // 2)]) for _ in range(2)]
@@ -148,7 +149,7 @@ def mail_of_a_term_too_far(cluster: str, group: list[Process], node: Tls | None,
         connection = tls.client().wrap_socket(plain, server_hostname=host) if tls is not None else plain
         with connection, contextlib.suppress(OSError):
             connection.sendall(stranger(cluster) + record * 100)
-            time.sleep(0.5)
+            time.sleep(0.5)  # the server may look at it before the connection is gone
 
     async def as_a_process(tls: Tls | None) -> None:
         who = Node(Member(cluster, 1, 2), Secrets())
@@ -174,7 +175,7 @@ def trial(name: str, live: LiveCluster, connections: int, node: Tls | None, user
     print(row.format("nobody", *quiet, max(map(memory, group))), flush=True)
     for kind in KINDS:
         with attackers(kind, addresses, connections):
-            time.sleep(5)
+            time.sleep(5)  # until they are at their number
             print(row.format(kind, *asyncio.run(others(live, user, 6.0)), max(map(memory, group))), flush=True)
     mail_of_a_term_too_far(live.cluster().cluster, group, node, user)
     after = terms(live, environment)

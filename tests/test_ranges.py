@@ -468,3 +468,27 @@ async def test_counters_and_deletes_survive_moves_and_splits(world: World) -> No
     assert [key async for key in clerk.scan(keys_only=True, reverse=True)] == [b"zcounter", *keys[:3299:-1]]
     assert await clerk.count(None, "z") == 1100
     world.compare_replicas()
+
+
+@quick
+@given(
+    st.lists(st.lists(st.sampled_from([frames.PUT, frames.INCR, DELETE_RANGE]), min_size=1), min_size=1),
+    st.data(),
+)
+def test_a_kind_is_found_by_the_headers_alone(kinds: list[list[int]], data: st.DataObject) -> None:
+    """Also where keys and values have the same bytes."""
+    sections = [
+        frames.pack_section(
+            1,
+            bytes(16),
+            0,
+            bytes(each),
+            list(range(len(each))),
+            [b"\x09"] * len(each),
+            [b"\x08\x09"] * len(each),
+        )
+        for each in kinds
+    ]
+    frame = frames.pack_frame(frames.WRITE, 0, 0, sections, version=frames.VERSION)
+    kind = data.draw(st.sampled_from([frames.PUT, frames.INCR, DELETE_RANGE]))
+    assert frames.has_kind(frame, kind) == any(kind in each for each in kinds)

@@ -1,7 +1,7 @@
 """Who is at the other end of a stream, and whether a call of theirs is let through.
 
 The handshake (`handshake.py`) has proven who it is before the first call; under TLS there is the
-certificate that the peer showed, too. What a caller may do is decided by a `Authorizer`, for each call anew,
+certificate that the peer showed, too. What a caller may do is decided by an `Authorizer`, for each call anew,
 since it may have changed. The default one lets everybody do everything.
 """
 

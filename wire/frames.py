@@ -259,6 +259,18 @@ def unpack_sections(frame: bytes) -> Iterator[Section]:  # hot: runs per operati
         yield Section(shard, session, acked_below, kinds, seqs, keys, values)
 
 
+def has_kind(frame: bytes, kind: int) -> bool:
+    """Whether a write frame that `check_frame` has passed has an operation of that kind: by its headers alone."""
+    sections, offset = FRAME.unpack_from(frame)[3], FRAME.size
+    for _ in range(sections):
+        _, _, _, count, blob_bytes = SECTION.unpack_from(frame, offset)
+        offset += SECTION.size
+        if frame.find(kind, offset, offset + count) >= 0:
+            return True
+        offset += count * 17 + blob_bytes
+    return False
+
+
 def count_operations(frame: bytes) -> int:
     """By the sections' headers alone; 1 for what is no frame, which is refused as what it is."""
     operations, offset = 0, FRAME.size

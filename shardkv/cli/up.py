@@ -205,7 +205,7 @@ def _check_asked(
 
     sizes = {len(cluster.addresses("group", gid)) for gid in cluster.gids()}
     has_controllers, has_groups = len(cluster.addresses("controller", 0)), len(cluster.gids())
-    first = min((split_address(process.address)[1] for process in cluster.processes), default=port)
+    first = split_address(cluster.processes[0].address)[1] if cluster.processes else port
     grows = is_given("groups") and groups > has_groups
     there: dict[str, tuple[object, object, bool]] = {
         "controllers": (controllers, has_controllers, controllers == has_controllers),

@@ -187,6 +187,8 @@ class Migrator:
                 why = "does not answer" if body is None else "has not come so far"
                 if reply.other_group:
                     why = _other(row.peer, reply.incarnation)
+                elif reply.ended:
+                    why = "has taken the shard back, by a configuration that this group has not learnt yet"
                 self._waits(shard, epoch, f"{_named(row.peer)} {why}")
                 if body is not None:
                     self._try_another(row.peer.gid, row.peer.addresses)

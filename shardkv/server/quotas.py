@@ -94,14 +94,9 @@ class Enforcer:
         """Count a frame of `user`; if it is refused, the answer's text."""
         self._refresh()
         limit = self._users.get(user) if self._users else None
-        return self._of_user(limit, user, address, method, None, payload) if limit is not None else ""
-
-    def _of_user(
-        self, limit: Limit, user: str, address: str, method: str, operations: int | None, payload: bytes
-    ) -> str:
-        now = self._clock()
-        if operations is None:
-            operations = frames.count_operations(payload)
+        if limit is None:
+            return ""
+        now, operations = self._clock(), frames.count_operations(payload)
         wait = limit.wait(now)
         if not wait:
             limit.take(operations, len(payload), now)

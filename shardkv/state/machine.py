@@ -29,10 +29,10 @@ from shardkv.state.records import Records
 from shardkv.state.restoring import Restoring
 from shardkv.state.row import Row, State
 from shardkv.state.rows import cursor_from_pb, decode_row, encode_row
-from shardkv.state.writes import OK, Writing, deletes_ranges
+from shardkv.state.writes import OK, Writing
 from shardkv.storage.engine import Batch, Engine
 from shardkv.wire import frames
-from shardkv.wire.frames import PUT, Section, SectionStatus, Status
+from shardkv.wire.frames import DELETE_RANGE, FIRST_VERSION, PUT, Section, SectionStatus, Status
 
 SESSION_EXPIRED = bytes([Status.SESSION_EXPIRED])
 WRONG_SHARD = bytes([Status.WRONG_SHARD])
@@ -124,12 +124,7 @@ class ShardMachine:
             else:
                 stamp, command = unstamp(entry)
                 if command[0] == commands.FRAME:
-                    if deletes_ranges(command):
-                        self._commit(
-                            self._before
-                        )  # a range is looked for in few changes, not in those of many entries
-                    self._advance_clock(stamp.clock_ms)
-                    replies.append(self._apply_frame(command))
+                    replies.append(self._apply_frame(command, stamp.clock_ms))
                 elif command[0] == commands.RESTORE_CHUNK:
                     self._advance_clock(stamp.clock_ms)
                     chunk = pb.RestoreChunk.FromString(command[1:])
@@ -172,10 +167,14 @@ class ShardMachine:
 
     # ---- client frames
 
-    def _apply_frame(self, command: bytes) -> bytes:
+    def _apply_frame(self, command: bytes, clock_ms: int) -> bytes:
         _, max_value = commands.FRAME_HEADER.unpack_from(command)
         frame = command[commands.FRAME_HEADER.size :]
         header = frames.read_header(frame)
+        if header.version != FIRST_VERSION and frames.has_kind(frame, DELETE_RANGE):
+            # A range is looked for in few changes, not in those of all entries that share the batch.
+            self._commit(self._before)
+        self._advance_clock(clock_ms)
         used_ms = self.clock.used_ms(max(header.issued_ms, header.heard_ms))
         writing = Writing(self._batch, max_value, header.version)
         sections = [

@@ -291,7 +291,7 @@ class Ownership:
     def find_below(self, end: bytes) -> Row | None:
         """The row that holds the keys right below `end` and serves them; an empty end is open."""
         for row in self.rows.values():
-            if row.serves and (not row.end or (end and end <= row.end)) and (not end or row.start < end):
+            if row.serves and row.ends_in(end):
                 return row
         return None
 

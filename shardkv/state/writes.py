@@ -10,7 +10,7 @@ at a time, whose journal entries, where the shard is being lent, are as many.
 
 from __future__ import annotations
 
-from shardkv.state import commands, layout
+from shardkv.state import layout
 from shardkv.state.row import Row
 from shardkv.storage.engine import Batch
 from shardkv.wire import frames
@@ -143,11 +143,3 @@ class Writing:
         self.erased += found
         self.grown += size + RANGE_COST + KEY_COST * len(found)
         return DONE_WITH + pack_tally(is_last, b"" if is_last else cursor, len(found))
-
-
-def deletes_ranges(command: bytes) -> bool:
-    """Whether a logged client frame has a delete_range."""
-    frame = command[commands.FRAME_HEADER.size :]
-    if frames.read_header(frame).version == FIRST_VERSION:
-        return False
-    return any(DELETE_RANGE in section.kinds for section in frames.unpack_sections(frame))
